@@ -1,0 +1,179 @@
+"""Proof: does a scheme compute C = A B over its ring, exactly; and if not, by how much does it miss, exactly.
+
+Nothing here uses floating-point arithmetic that could round: integers and fractions only (doubles are dyadic
+rationals, so the residual of a float scheme is a rational number too).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from stl_search import rings
+from stl_search.errors import VerificationError
+from stl_search.scheme import Array, Scheme, as_integers, matmul_tensor, triple_sum
+
+__all__ = ["Certificate", "first_failure", "residual", "round_up", "verify"]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is proved of one scheme.
+
+    ``kind`` is "exact" or "residual"; ``rings`` the exact rings over which these very coefficients compute A B (Z2
+    means their residues modulo 2); ``E_exact`` the exact relative squared residual |T - sum u (x) v (x) w|_F^2 / (mkn)
+    (None over Z2, where it has no meaning).
+    """
+
+    kind: str
+    rings: tuple[str, ...]
+    E_exact: Fraction | None
+
+    @property
+    def E(self) -> float | None:
+        """E_exact rounded up to a double."""
+        return None if self.E_exact is None else round_up(self.E_exact)
+
+    def to_json(self) -> dict[str, Any]:
+        """The ``certificate`` object of a ``stl-scheme/1`` file."""
+        out: dict[str, Any] = {"kind": self.kind, "rings": list(self.rings)}
+        if self.kind == "residual":
+            out["E_exact"] = str(self.E_exact)
+        return out
+
+
+def round_up(x: Fraction) -> float:
+    """The smallest double that is >= x; raises VerificationError where there is none.
+
+    >>> round_up(Fraction(1, 3)) >= Fraction(1, 3) > Fraction(1, 3) - Fraction(1, 2**60)
+    True
+    """
+    try:
+        y = x.numerator / x.denominator  # correctly rounded for integers of any size
+    except OverflowError:
+        raise VerificationError("the residual is beyond the range of a double") from None
+    return y if Fraction(y) >= x else math.nextafter(y, math.inf)
+
+
+def first_failure(scheme: Scheme, modulus: int | None = None) -> str | None:
+    """None when the exact scheme computes A B over its ring (modulo ``modulus`` when given), else what fails, in words.
+
+    The text names the first wrong coefficient: ``coefficient of A[0,0] B[0,0] in C[0,0] is 0, must be 1``.
+    """
+    if not scheme.ring.exact:
+        raise VerificationError(f"no exact proof over {scheme.ring.name}: it has rounding coefficients")
+    m, k, n = scheme.shape
+    (u, su), (v, sv), (w, sw) = (as_integers(f) for f in scheme.flat())
+    scale = su * sv * sw  # total = sum * scale, so the sum must equal T / scale
+    total = triple_sum(u, v, w)
+    target = matmul_tensor(scheme.shape)
+    if scheme.ring.characteristic == 2:
+        modulus = 2
+    if modulus is not None:
+        if scale != 1:
+            inverse = pow(scale.denominator, -1, modulus) * scale.numerator
+            total = total.astype(object) * inverse
+        wrong = (total - target) % modulus != 0
+        shown = total % modulus
+    else:
+        goal = scale.denominator if scale.numerator == 1 else None
+        if goal is None or goal >= 2**62:
+            total = total.astype(object)
+            target = target.astype(object)
+        wrong = total * scale.numerator != target * scale.denominator
+        shown = total
+    if not wrong.any():
+        return None
+    i, j, h = (int(x) for x in np.argwhere(wrong)[0])
+    value = shown[i, j, h] if modulus is not None else Fraction(int(shown[i, j, h])) * scale
+    count = int(np.count_nonzero(wrong))
+    more = f" ({count} coefficients are wrong)" if count > 1 else ""
+    want = int(target[i, j, h])
+    return f"coefficient of A[{i // k},{i % k}] B[{j // n},{j % n}] in C[{h // n},{h % n}] is {value}, must be {want}{more}"
+
+
+def residual(scheme: Scheme) -> Fraction:
+    """E = |T - sum_q u[q] (x) v[q] (x) w[q]|_F^2 / (mkn) as an exact fraction, for Z, ZT, Q, R and C.
+
+    From Gram matrices: |T|^2 - 2 Re<T, S> + sum_{q,p} <u_q,u_p> <v_q,v_p> <w_q,w_p>, each an exact integer times a
+    known power of the common denominators. Raises VerificationError over Z2.
+    """
+    if scheme.ring.characteristic:
+        raise VerificationError("a residual has no meaning over Z2")
+    parts = [_gaussian(f) for f in scheme.factors]  # (re, im or None, scale)
+    scale = parts[0][2] * parts[1][2] * parts[2][2]
+    volume = scheme.volume
+    # <T, S> = sum_q sum_abc u[q,a,b] v[q,b,c] w[q,a,c]; the matrix product u[q] v[q] carries the sum over b
+    inner = 0
+    for q in range(scheme.rank):
+        u, v, w = ((re[q], None if im is None else im[q]) for re, im, _ in parts)
+        re, im = _cmul(u, v, lambda a, b: a @ b)
+        inner += int((re * w[0]).sum()) - (int((im * w[1]).sum()) if im is not None and w[1] is not None else 0)
+    norm = 0
+    if scheme.rank:
+        grams = []
+        for real, imag, _ in parts:
+            a = real.reshape(scheme.rank, -1)
+            g_re = a @ a.T
+            g_im = None
+            if imag is not None:
+                b = imag.reshape(scheme.rank, -1)
+                g_re, g_im = g_re + b @ b.T, b @ a.T - a @ b.T
+            grams.append((g_re, g_im))
+        first = _cmul(grams[0], grams[1], lambda a, b: a * b)
+        norm = int(_cmul(first, grams[2], lambda a, b: a * b)[0].sum())
+    return 1 + (Fraction(norm) * scale - 2 * Fraction(inner)) * scale / volume
+
+
+def verify(scheme: Scheme) -> Certificate:
+    """The certificate of everything that can be proved of the scheme, afresh, trusting nothing.
+
+    Raises VerificationError, naming the coefficient, when an exact ring's claim is false. A scheme over R or C whose
+    residual is exactly zero is exact as well.
+
+    >>> one = Scheme((1, 1, 1), "ZT", [[1]], [[-1]], [[-1]])
+    >>> verify(one).rings
+    ('Z2', 'ZT', 'Z', 'Q')
+    >>> verify(Scheme((1, 1, 1), "Z", [[1]], [[1]], [[2]]))
+    Traceback (most recent call last):
+    stl_search.errors.VerificationError: not a <1,1,1> scheme over Z: coefficient of A[0,0] B[0,0] in C[0,0] is 2, must be 1
+    """
+
+    if scheme.ring.exact:
+        failure = first_failure(scheme)
+        if failure:
+            raise VerificationError(f"not a <{','.join(map(str, scheme.shape))}> scheme over {scheme.ring.name}: {failure}")
+        return Certificate("exact", _rings_of(scheme), None if scheme.ring.characteristic else Fraction(0))
+    e = residual(scheme)
+    return Certificate("exact" if e == 0 else "residual", (scheme.ring.name,) if e == 0 else (), e)
+
+
+def _rings_of(scheme: Scheme) -> tuple[str, ...]:
+    """The exact rings over which an exact scheme's own coefficients hold, smallest first."""
+    if scheme.ring.characteristic:
+        return ("Z2",)
+    values = list(scheme.coefficients())
+    smallest = rings.smallest_exact(values).name
+    found = ["ZT", "Z", "Q"][["ZT", "Z", "Q"].index(smallest) :]
+    odd = all(not isinstance(x, Fraction) or x.denominator % 2 for x in values)
+    return (("Z2",) if odd else ()) + tuple(found)  # an identity over Z_(2) holds modulo 2
+
+
+def _gaussian(factor: Array) -> tuple[Array, Array | None, Fraction]:
+    """A factor as Python-integer real and imaginary parts and a common scale."""
+    if factor.dtype.kind != "c":
+        whole, scale = as_integers(factor)
+        return whole.astype(object), None, scale
+    both, scale = as_integers(np.stack([factor.real, factor.imag]))
+    return both[0].astype(object), both[1].astype(object), scale
+
+
+def _cmul(x: tuple[Array, Array | None], y: tuple[Array, Array | None], times: Any) -> tuple[Array, Array | None]:
+    """(re, im) of a product of complex arrays given by integer parts; ``times`` is the bilinear product to use."""
+    if x[1] is None or y[1] is None:
+        return times(x[0], y[0]), None
+    return times(x[0], y[0]) - times(x[1], y[1]), times(x[0], y[1]) + times(x[1], y[0])
