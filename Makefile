@@ -37,13 +37,13 @@ test: $(READY)
 check: $(READY)
 	@echo '== lint and formatting'
 	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --quiet --diff .
+	@$(BIN)/ruff format --check .
 	@echo '== types'
 	@$(BIN)/mypy
 	@echo '== import layers'
 	@$(BIN)/pytest -q tests/test_layers.py
 	@echo '== shipped catalog'
-	@find catalog/schemes -name '*.json' -exec $(BIN)/stl-search verify {} +
+	@find catalog -path 'catalog/schemes/*.json' -exec $(BIN)/stl-search verify {} +
 
 format: $(READY)
 	@$(BIN)/ruff check --quiet --fix . || true

@@ -1,0 +1,152 @@
+"""Finite groups and their representations: multiplication tables, a library, character tables, Fourier transforms.
+
+    from stl_search import groups
+    g = groups.get("D4")                 # or groups.small_group("8.3"), groups.all_groups(16), groups.dihedral(4)
+    groups.character_table(g).format()
+    groups.fourier_transform(g).matrix   # R[G] -> sum of matrix rings over R, C and H
+
+This folder knows groups and no schemes. It imports numpy alone; galois and sympy are loaded by what needs them.
+"""
+
+from __future__ import annotations
+
+from stl_search.groups.bridge import element_permutations, from_sympy, to_sympy
+from stl_search.groups.characters import CharacterTable, character_table, class_constants
+from stl_search.groups.cyclotomic import Cyclotomic
+from stl_search.groups.group import Group, GroupError, from_permutations
+from stl_search.groups.isomorphism import (
+    AutomorphismGroup,
+    Invariants,
+    automorphism_group,
+    inner_automorphisms,
+    invariants,
+    isomorphic,
+    isomorphism,
+)
+from stl_search.groups.library import all_groups, count, get, identify, names, small_group
+from stl_search.groups.named import (
+    abelian,
+    affine,
+    alternating,
+    central_product,
+    cyclic,
+    dicyclic,
+    dihedral,
+    direct,
+    elementary_abelian,
+    extraspecial,
+    general_linear,
+    heisenberg,
+    modular,
+    projective_special_linear,
+    quaternion,
+    semidihedral,
+    semidirect,
+    special_linear,
+    symmetric,
+    wreath,
+)
+from stl_search.groups.representations import (
+    Block,
+    FourierTransform,
+    RealIrrep,
+    division_algebra,
+    fourier_transform,
+    real_irreps,
+    wedderburn,
+    wedderburn_text,
+)
+from stl_search.groups.structure import describe
+from stl_search.groups.subgroups import (
+    abelian_invariants,
+    as_group,
+    centralizer,
+    commutator_subgroup,
+    derived_series,
+    generated,
+    invariant_factors,
+    is_normal,
+    is_simple,
+    is_solvable,
+    lower_central_series,
+    nilpotency_class,
+    normal_closure,
+    normal_subgroups,
+    normalizer,
+    quotient,
+    subgroup_classes,
+    subgroups,
+)
+
+__all__ = [
+    "AutomorphismGroup",
+    "Block",
+    "CharacterTable",
+    "Cyclotomic",
+    "FourierTransform",
+    "Group",
+    "GroupError",
+    "Invariants",
+    "RealIrrep",
+    "abelian",
+    "abelian_invariants",
+    "affine",
+    "all_groups",
+    "alternating",
+    "as_group",
+    "automorphism_group",
+    "central_product",
+    "centralizer",
+    "character_table",
+    "class_constants",
+    "commutator_subgroup",
+    "count",
+    "cyclic",
+    "derived_series",
+    "describe",
+    "dicyclic",
+    "dihedral",
+    "direct",
+    "division_algebra",
+    "element_permutations",
+    "elementary_abelian",
+    "extraspecial",
+    "fourier_transform",
+    "from_permutations",
+    "from_sympy",
+    "general_linear",
+    "generated",
+    "get",
+    "heisenberg",
+    "identify",
+    "inner_automorphisms",
+    "invariant_factors",
+    "invariants",
+    "is_normal",
+    "is_simple",
+    "is_solvable",
+    "isomorphic",
+    "isomorphism",
+    "lower_central_series",
+    "modular",
+    "names",
+    "nilpotency_class",
+    "normal_closure",
+    "normal_subgroups",
+    "normalizer",
+    "projective_special_linear",
+    "quaternion",
+    "quotient",
+    "real_irreps",
+    "semidihedral",
+    "semidirect",
+    "small_group",
+    "special_linear",
+    "subgroup_classes",
+    "subgroups",
+    "symmetric",
+    "to_sympy",
+    "wedderburn",
+    "wedderburn_text",
+    "wreath",
+]

@@ -1,6 +1,6 @@
 """The bilinear scheme (u, v, w) of rank r for <m,k,n>: the one value that every part of stl-search passes on.
 
-    C_hat = sum_q  w[q] * <u[q], A> * <v[q], B>      A: (m, k)   B: (k, n)   C: (m, n), never transposed
+C_hat = sum_q  w[q] * <u[q], A> * <v[q], B>      A: (m, k)   B: (k, n)   C: (m, n), never transposed
 """
 
 from __future__ import annotations
@@ -181,8 +181,18 @@ class Scheme:
 
     def to_json(self) -> dict[str, Any]:
         """The coefficient part of a ``stl-scheme/1`` object: format, shape, rank, ring, u, v, w, id."""
-        rows = {name: [[self.ring.to_json(x) for x in row.tolist()] for row in f] for name, f in zip("uvw", self.flat(), strict=True)}
-        return {"format": FORMAT, "shape": list(self.shape), "rank": self.rank, "ring": self.ring.name, **rows, "id": self.id}
+        rows = {
+            name: [[self.ring.to_json(x) for x in row.tolist()] for row in f]
+            for name, f in zip("uvw", self.flat(), strict=True)
+        }
+        return {
+            "format": FORMAT,
+            "shape": list(self.shape),
+            "rank": self.rank,
+            "ring": self.ring.name,
+            **rows,
+            "id": self.id,
+        }
 
     @classmethod
     def from_json(cls, obj: Any) -> Scheme:
@@ -239,7 +249,11 @@ def dump_scheme_object(obj: dict[str, Any]) -> str:
     lines = []
     for key, value in obj.items():
         if key in ("u", "v", "w") and value:
-            body = "[\n" + ",\n".join("  " + json.dumps(row, separators=(",", ":"), allow_nan=False) for row in value) + "\n ]"
+            body = (
+                "[\n"
+                + ",\n".join("  " + json.dumps(row, separators=(",", ":"), allow_nan=False) for row in value)
+                + "\n ]"
+            )
         else:
             body = json.dumps(value, ensure_ascii=False, allow_nan=False)
         lines.append(f" {json.dumps(key)}: {body}")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -85,7 +85,7 @@ def round_to(x: npt.ArrayLike, dtype: str) -> npt.NDArray[np.float64]:
     return np.clip(np.rint(x / quantum) * quantum, -largest, largest)
 
 
-@lru_cache(maxsize=None)
+@cache
 def relative_rounding(dtype: str) -> float:
     """d(dtype) = sqrt(E[(fl(x) - x)^2] / E[x^2]) for x ~ N(0, 1), by quadrature over the rounding cells.
 
@@ -104,7 +104,7 @@ def relative_rounding(dtype: str) -> float:
 
 
 def _rounding_variance(bits: int, lowest: int, sigma: float) -> float:
-    """E[(fl(sigma x) - sigma x)^2] / sigma^2 for x ~ N(0,1): Gauss-Legendre on every rounding cell, binade by binade."""
+    """E[(fl(sigma x) - sigma x)^2] / sigma^2 for x ~ N(0,1), by Gauss-Legendre on every rounding cell."""
     nodes, weights = np.polynomial.legendre.leggauss(6)
     total = 0.0
     top = math.ceil(math.log2(sigma * 9))
@@ -121,7 +121,9 @@ def _rounding_variance(bits: int, lowest: int, sigma: float) -> float:
             total += float((off**2 * density * weights).sum()) * quantum / 4
         else:
             x = low + (2.0 ** (e + 1) - low) / 2 * (nodes + 1)
-            total += float((np.exp(-0.5 * (x / sigma) ** 2) * weights).sum()) * (2.0 ** (e + 1) - low) / 2 * quantum**2 / 12
+            total += (
+                float((np.exp(-0.5 * (x / sigma) ** 2) * weights).sum()) * (2.0 ** (e + 1) - low) / 2 * quantum**2 / 12
+            )
     return 2 * total / (sigma * math.sqrt(2 * math.pi)) / sigma**2
 
 
@@ -156,7 +158,7 @@ def error(scheme: Scheme, dtype: str) -> float:
 
 
 def floor(shape: Shape, rank: int) -> float:
-    """The rigorous floor of E: 1 - r / max(mk, kn, mn), since a flattening of T has that rank and equal singular values.
+    """The rigorous floor of E, 1 - r / max(mk, kn, mn): a flattening of T has that rank, with equal singular values.
 
     >>> floor((4, 4, 4), 12)
     0.25
@@ -196,7 +198,7 @@ def growth_factor(scheme: Scheme) -> float:
 
 @dataclass(frozen=True)
 class Apriori:
-    """|C_hat - C|_F <= frobenius * |A|_F |B|_F and max|C_hat - C| <= maximum * max|A| max|B| (no under- or overflow)."""
+    """|C_hat - C|_F <= frobenius |A|_F |B|_F, max|C_hat - C| <= maximum max|A| max|B| (no under- or overflow)."""
 
     frobenius: float
     maximum: float
@@ -248,7 +250,9 @@ def balanced(scheme: Scheme) -> Scheme:
     size = np.cbrt(norms[0]) * np.cbrt(norms[1]) * np.cbrt(norms[2])
     with np.errstate(divide="ignore", invalid="ignore"):
         gains = [np.where(size > 0, size / x, 0.0) for x in norms]
-    return Scheme(scheme.shape, scheme.ring, *(f * g[:, None, None] for f, g in zip(scheme.factors, gains, strict=True)))
+    return Scheme(
+        scheme.shape, scheme.ring, *(f * g[:, None, None] for f, g in zip(scheme.factors, gains, strict=True))
+    )
 
 
 def monte_carlo(
@@ -288,7 +292,7 @@ def _store(x: Array, dtype: str) -> Array:
 
 @dataclass(frozen=True)
 class Figures:
-    """The ``figures`` of a catalog record; E is a double that is not below the true value when it comes from a proof."""
+    """The ``figures`` of a catalog record; E is not below the true value when it comes from a proof."""
 
     E: float
     kappa: float

@@ -84,6 +84,8 @@ def first_failure(scheme: Scheme, modulus: int | None = None) -> str | None:
         if goal is None or goal >= 2**62:
             total = total.astype(object)
             target = target.astype(object)
+        else:
+            target = target.astype(np.int64)  # int8 times a denominator above 127 would overflow
         wrong = total * scale.numerator != target * scale.denominator
         shown = total
     if not wrong.any():
@@ -93,7 +95,8 @@ def first_failure(scheme: Scheme, modulus: int | None = None) -> str | None:
     count = int(np.count_nonzero(wrong))
     more = f" ({count} coefficients are wrong)" if count > 1 else ""
     want = int(target[i, j, h])
-    return f"coefficient of A[{i // k},{i % k}] B[{j // n},{j % n}] in C[{h // n},{h % n}] is {value}, must be {want}{more}"
+    place = f"A[{i // k},{i % k}] B[{j // n},{j % n}] in C[{h // n},{h % n}]"
+    return f"coefficient of {place} is {value}, must be {want}{more}"
 
 
 def residual(scheme: Scheme) -> Fraction:
@@ -146,7 +149,9 @@ def verify(scheme: Scheme) -> Certificate:
     if scheme.ring.exact:
         failure = first_failure(scheme)
         if failure:
-            raise VerificationError(f"not a <{','.join(map(str, scheme.shape))}> scheme over {scheme.ring.name}: {failure}")
+            raise VerificationError(
+                f"not a <{','.join(map(str, scheme.shape))}> scheme over {scheme.ring.name}: {failure}"
+            )
         return Certificate("exact", _rings_of(scheme), None if scheme.ring.characteristic else Fraction(0))
     e = residual(scheme)
     return Certificate("exact" if e == 0 else "residual", (scheme.ring.name,) if e == 0 else (), e)

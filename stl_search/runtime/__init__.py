@@ -1,0 +1,1 @@
+"""The runtime: matrix products by schemes (``amm``), operands encoded in advance, and the choice between schemes."""

@@ -1,0 +1,1 @@
+"""The search: strategies behind one interface, and the portfolio ``discover`` that runs them on worker processes."""

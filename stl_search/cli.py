@@ -1,0 +1,669 @@
+"""The command `stl-search`: parses, calls the library, prints. No mathematics here, and nothing heavy at the top."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from stl_search import __version__, rings
+from stl_search.errors import FormatError, SchemeError, StlError, UsageError
+from stl_search.scheme import parse_shape
+from stl_search.score import DTYPES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from stl_search.catalog.store import Entry
+    from stl_search.scheme import Scheme, Shape
+    from stl_search.search.portfolio import Progress
+
+__all__ = ["main"]
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+NOT_ON_A_TERMINAL = 160  # columns: what is piped on should not be cut to a window
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+# -- what a command is given -------------------------------------------------------------------------------------------
+
+
+def duration(text: str) -> float:
+    """Seconds from ``90``, ``90s``, ``30m`` or ``6h``."""
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smh]?)", text)
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if seconds <= 0:
+        raise click.BadParameter(f"{text!r} is not a duration: write 90, 90s, 30m or 6h")
+    return seconds
+
+
+def sides(text: str) -> Shape:
+    """A shape (m, k, n) from ``4,4,4`` or ``4x4x4``."""
+    if not re.fullmatch(r"[0-9]{1,4}([,x][0-9]{1,4}){2}", text):
+        raise click.BadParameter(f"{text!r} is not a shape: write M,K,N, for example 2,3,4")
+    try:
+        return parse_shape([int(side) for side in re.split("[,x]", text)])
+    except SchemeError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def shape_options(command: Command) -> Command:
+    """--shape M,K,N and --tile T; ``_shape`` makes one shape of them."""
+    for option in (
+        click.option("--tile", type=click.IntRange(1, 64), metavar="T", help="Short for --shape T,T,T."),
+        click.option("--shape", type=sides, metavar="M,K,N", help="Sides of A (M x K) and B (K x N)."),
+    ):
+        command = option(command)
+    return command
+
+
+def _shape(shape: Shape | None, tile: int | None, required: bool = True) -> Shape | None:
+    if shape is not None and tile is not None:
+        raise click.UsageError("give --shape or --tile, not both")
+    if shape is None and tile is None and required:
+        raise click.UsageError("give the shape: --shape M,K,N or --tile T")
+    return (tile, tile, tile) if tile is not None else shape
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
+dtype_choice = click.Choice(list(DTYPES))
+ring_choice = click.Choice(rings.NAMES)
+dir_type = click.Path(file_okay=False, path_type=str)
+
+
+# -- what a command prints ---------------------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    """Where tables go: stdout, cut to the window on a terminal only."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else NOT_ON_A_TERMINAL
+    return Console(highlight=False, markup=False, width=width)
+
+
+def _table(title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Sequence[Any]]) -> Table:
+    """A table; ``columns`` are (heading, "left" or "right"), cells are shown as they are."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading, side in columns:
+        table.add_column(Text(heading), justify="right" if side == "right" else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(_cell(x)) for x in row))
+    return table
+
+
+def _cell(x: Any) -> str:
+    if x is None:
+        return "-"
+    return f"{x:.4g}" if isinstance(x, float) else str(x)
+
+
+def _print_json(obj: dict[str, Any]) -> None:
+    click.echo(json.dumps(obj, allow_nan=False))
+
+
+def _say(text: str) -> None:
+    """A message to the user, on stderr, so that stdout holds results alone."""
+    click.echo(text, err=True)
+
+
+def _one_line(text: object) -> str:
+    from stl_search.catalog.record import one_line
+
+    return one_line(text)
+
+
+def _name(shape: Sequence[int]) -> str:
+    return f"<{','.join(map(str, shape))}>"
+
+
+class _Main(click.Group):
+    """The top group: turns library errors and Ctrl-C into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except StlError as error:
+            _say(f"error: {_one_line(error)}")
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            _say("interrupted")
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="stl-search")
+def main() -> None:
+    """Find, prove, keep and run bilinear schemes for fast and approximate matrix multiplication.
+
+    Exit codes: 0 done; 1 a claim fails; 2 bad usage or a bad file; 3 not found.
+    """
+
+
+# -- discover ----------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@shape_options
+@click.option("--rank", type=click.IntRange(min=1), required=True, metavar="R", help="Number of products, at most.")
+@click.option(
+    "--ring", type=click.Choice([r for r in rings.NAMES if r != "C"]), default="R", show_default=True,
+    help="R: approximate schemes; all others: exact ones.",
+)  # fmt: skip
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True, help="Precision whose error counts.")
+@click.option("--time", "time_", type=duration, metavar="T", help="Time to search: 90, 90s, 30m, 6h.  [default: 60s]")
+@click.option(
+    "--steps", type=click.IntRange(min=1), metavar="N", help="Work to do, instead of a time; repeats exactly."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: one a core]")
+@click.option("--strategy", "strategies", multiple=True, metavar="NAME", help="Only these; may be repeated.")
+@click.option(
+    "--starts", type=click.Choice(["none", "shipped", "catalog"]), default="none", show_default=True,
+    help="Which catalog entries to start from.",
+)  # fmt: skip
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Searches run on the CPU.")
+@click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder for the winner.  [default: yours]")
+@click.option("--fresh", is_flag=True, help="Ignore the journal of an unfinished run.")
+@json_option
+@click.pass_context
+def discover(
+    ctx: click.Context,
+    /,
+    shape: Shape | None,
+    tile: int | None,
+    time_: float | None,
+    steps: int | None,
+    device: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Search for a scheme of a shape and rank, and write the best to the catalog.
+
+    Exit 0: found, below the line 1 - r/mkn or exact. Exit 3: not found.
+    """
+    if time_ is not None and steps is not None:
+        raise click.UsageError("give --time or --steps, not both")
+    if device == "cuda":
+        raise UsageError("searches run on the CPU: give --device auto or cpu")
+    wanted = _shape(shape, tile)
+    assert wanted is not None
+    rank = options.pop("rank")
+    from stl_search.search.portfolio import discover as search
+
+    with _progress(f"{_name(wanted)} rank {rank}") as progress:
+        result = search(
+            wanted,
+            rank,
+            time=60.0 if time_ is None and steps is None else time_,
+            steps=steps,
+            progress=progress,
+            **options,
+        )
+    found = result.to_json()
+    if as_json:
+        _print_json(found)
+    else:
+        _show_result(found)
+    ctx.exit(result.exit_code)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[Progress], None] | None]:
+    """A progress bar on a terminal's stderr for as long as the block runs; None where there is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress as rich_progress
+    from rich.console import Console
+    from rich.progress import TextColumn
+
+    columns: tuple[Any, ...] = (rich_progress.SpinnerColumn(), TextColumn("{task.description}", markup=False))
+    columns += (rich_progress.BarColumn(), rich_progress.TimeElapsedColumn())
+    with rich_progress.Progress(
+        *columns, TextColumn("{task.fields[note]}", markup=False), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task(title, total=None, note="")
+
+        def update(state: Progress) -> None:
+            best = "" if state.best_error is None else f"best error {state.best_error:.4g}  "
+            best += "" if state.best_rank is None else f"best rank {state.best_rank}  "
+            total, done = state.seconds, state.elapsed
+            if total is None and state.steps is not None:
+                total, done = float(state.steps), float(state.jobs)
+            done = done if total is None else min(done, total)
+            bar.update(task, total=total, completed=done, note=f"{state.jobs} jobs  {best}{state.note}")
+
+        yield update
+
+
+def _show_result(found: dict[str, Any]) -> None:
+    """The table at the end of a search: what was found beside the floor and the line."""
+    title = f"{_name(found['shape'])} rank {found['rank']} over {found['ring']}"
+    title += f", {found['dtype']}" if found["E"] is not None else ""
+    rows = []
+    if found["path"] is not None:
+        measures = [found["E"], found["error"], found["kappa"]]
+        rows.append([found.get("strategy") or "found", *measures, f"{found['seconds']:.1f} s"])
+    for key, text in (("line", "line: keep r of mkn products"), ("floor", "floor: no scheme is below")):
+        if found.get(key) is not None:
+            rows.append([text, found[key], math.sqrt(found[key]), None, None])
+    columns = [("", "left"), ("E", "right"), ("error", "right"), ("kappa", "right"), ("time", "right")]
+    _console().print(_table(title, columns, rows))
+    verdict = "found" if found["found"] else "not found"
+    marks = ["a truncation: it ties the line"] if found["truncation"] else []
+    marks += [found["reason"]] if found["reason"] else []
+    click.echo(verdict + (f": {'; '.join(marks)}" if marks else ""))
+    if found["path"] is not None:
+        click.echo(found["path"])
+    better = found["catalog_better"]
+    if better is not None:
+        click.echo(f"the catalog already holds better: error {better['error']:.4g}: {better['path']}")
+
+
+# -- verify ------------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
+@json_option
+@click.pass_context
+def verify(ctx: click.Context, /, files: tuple[str, ...], as_json: bool) -> None:
+    """Prove scheme files afresh and compare every claim they make.
+
+    Exit 0: all hold. Exit 1: a claim fails. Exit 2: not a scheme file. The largest code is returned.
+    """
+    from stl_search.catalog.record import check_file
+
+    checked = []
+    for file in files:
+        result = check_file(file)
+        checked.append(result)
+        if as_json:
+            continue
+        name = _one_line(file)
+        if result.ok and result.shape is not None:
+            what = f"{_name(result.shape)} rank {result.rank} over {result.ring}"
+            how = "exact" if not result.E else f"E = {result.E:.6g}"
+            click.echo(f"{name}: holds: {what}, {how}")
+        else:
+            click.echo(f"{name}: {'FAILS' if result.code == 1 else 'no scheme'}: {result.reason}")
+    if as_json:
+        _print_json({"files": [result.to_json() for result in checked]})
+    ctx.exit(max(result.code for result in checked))
+
+
+# -- catalog -----------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def catalog() -> None:
+    """The shipped schemes and your own: list, choose, show, add, remove."""
+
+
+@catalog.command("list")
+@shape_options
+@click.option("--rank", type=click.IntRange(min=0), metavar="R")
+@click.option("--max-rank", type=click.IntRange(min=0), metavar="R")
+@click.option("--ring", type=ring_choice, help="Only entries that hold over this ring.")
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True, help="Whose error to show.")
+@json_option
+def catalog_list(
+    shape: Shape | None,
+    tile: int | None,
+    rank: int | None,
+    max_rank: int | None,
+    ring: str | None,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """List entries, as they describe themselves; a shape stands for all its permutations."""
+    from stl_search.catalog.store import candidates
+
+    found = candidates(_shape(shape, tile, required=False), rank, max_rank, ring)
+    if as_json:
+        _print_json({"entries": [entry.to_json() for entry in found]})
+        return
+    columns = [("shape", "left"), ("rank", "right"), ("ring", "left"), ("E", "right"), ("kappa", "right")]
+    columns += [(f"error {dtype}", "right"), ("additions", "right"), ("id", "left"), ("strategy", "left")]
+    _console().print(_table(f"{len(found)} entries", columns, [_row(entry, dtype) for entry in found]))
+
+
+def _row(entry: Entry, dtype: str) -> list[Any]:
+    error = entry.error(dtype)
+    return [
+        _name(entry.shape),
+        entry.rank,
+        entry.ring,
+        entry.E,
+        entry.kappa,
+        error if math.isfinite(error) else None,
+        entry.additions,
+        entry.id[:8],
+        entry.provenance.get("strategy"),
+    ]
+
+
+@catalog.command("best")
+@shape_options
+@click.option("--rank", type=click.IntRange(min=0), metavar="R", help="Exactly this rank.")
+@click.option("--max-rank", type=click.IntRange(min=0), metavar="R", help="This rank or a smaller one.")
+@click.option("--ring", type=ring_choice, help="Only entries that hold over this ring.")
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True, help="Precision whose error counts.")
+@json_option
+def catalog_best(
+    shape: Shape | None,
+    tile: int | None,
+    rank: int | None,
+    max_rank: int | None,
+    ring: str | None,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Show the most accurate entry of a shape."""
+    from stl_search.catalog.store import best
+
+    wanted = _shape(shape, tile)
+    assert wanted is not None
+    entry = best(wanted, rank, max_rank, dtype, ring)
+    if as_json:
+        _print_json(entry.to_json() | {"dtype": dtype, "error": entry.error(dtype), "errors": dict(entry.errors)})
+        return
+    click.echo(
+        f"{_name(entry.shape)} rank {entry.rank} over {entry.ring}: error {entry.error(dtype):.4g} at {dtype}, "
+        f"E {_cell(entry.E)}, kappa {_cell(entry.kappa)}, id {entry.id[:16]}"
+    )
+    click.echo(entry.path)
+
+
+@catalog.command("frontier")
+@shape_options
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True, help="Precision whose error counts.")
+@json_option
+def catalog_frontier(shape: Shape | None, tile: int | None, dtype: str, as_json: bool) -> None:
+    """Show the smallest error for every rank of a shape, beside the floor and the line."""
+    from stl_search.catalog.store import frontier
+    from stl_search.score import floor, line
+
+    wanted = _shape(shape, tile)
+    assert wanted is not None
+    points = frontier(wanted, dtype)
+    if as_json:
+        _print_json({"shape": list(wanted), "dtype": dtype, "points": [point.to_json() for point in points]})
+        return
+    columns = [("rank", "right"), ("E", "right"), ("kappa", "right"), ("error", "right"), ("E: line", "right")]
+    columns += [("E: floor", "right"), ("ring", "left"), ("id", "left")]
+    rows = [
+        [p.rank, p.E, p.kappa, p.error, line(wanted, p.rank), floor(wanted, p.rank), p.entry.ring, p.entry.id[:8]]
+        for p in points
+    ]
+    _console().print(_table(f"{_name(wanted)} at {dtype}", columns, rows))
+
+
+@catalog.command("show")
+@click.argument("entry", metavar="ENTRY")
+@json_option
+def catalog_show(entry: str, as_json: bool) -> None:
+    """Show one scheme, proved afresh: a selector ('catalog:best?...'), the start of an id, or a file."""
+    from stl_search.catalog.record import Record
+
+    scheme, provenance = _scheme(entry)
+    record = Record.prove(scheme, provenance)
+    if as_json:
+        _print_json(record.to_json())
+        return
+    rows: list[tuple[str, Any]] = [
+        ("shape", _name(scheme.shape)),
+        ("rank", scheme.rank),
+        ("ring", scheme.ring.name),
+        ("id", scheme.id),
+        (
+            "proved",
+            " over ".join([record.certificate.kind, ", ".join(record.certificate.rings)]).removesuffix(" over "),
+        ),
+    ]
+    for name, value in record.figures.items():
+        if isinstance(value, dict):
+            rows += [(f"error {dtype}", x) for dtype, x in value.items()]
+        else:
+            rows.append((name, value))
+    rows += [
+        (name, value if isinstance(value, str) else json.dumps(value)) for name, value in record.provenance.items()
+    ]
+    _console().print(_table(scheme.name, [("", "left"), ("", "left")], rows))
+
+
+def _scheme(text: str) -> tuple[Scheme, dict[str, Any]]:
+    """(scheme, provenance) of a selector, the start of an id, or a file."""
+    from stl_search.catalog.store import by_id, load, scheme_of
+
+    if re.fullmatch(r"[0-9a-f]{4,64}", text) and not os.path.exists(text):
+        entry = by_id(text)
+        return scheme_of(entry), dict(entry.provenance)
+    scheme = load(text)
+    if text.startswith("catalog:"):
+        from stl_search.catalog.store import entries
+
+        held = {entry.id: entry for entry in entries()}
+        return scheme, dict(held[scheme.id].provenance) if scheme.id in held else {}
+    from stl_search.catalog.record import read_file
+
+    return scheme, read_file(text).get("provenance") or {}
+
+
+@catalog.command("add")
+@click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
+@click.option("--dtype", type=dtype_choice, help="What approximate schemes were made for; becomes part of their names.")
+@click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder.  [default: yours]")
+@json_option
+def catalog_add(files: tuple[str, ...], dtype: str | None, out: str | None, as_json: bool) -> None:
+    """Prove stl-scheme/1 files and put them into the catalog, with their provenance."""
+    from stl_search.catalog.record import read_file
+    from stl_search.catalog.store import add, load
+
+    added = []
+    for file in files:
+        scheme = load(os.path.join(os.curdir, file))
+        path = add(scheme, read_file(file).get("provenance") or {}, out, dtype)
+        added.append(str(path))
+        if not as_json:
+            click.echo(path)
+    if as_json:
+        _print_json({"added": added})
+
+
+@catalog.command("remove")
+@click.argument("id_", metavar="ID")
+@json_option
+def catalog_remove(id_: str, as_json: bool) -> None:
+    """Delete an entry of your own catalog, named by the start of its id."""
+    from stl_search.catalog.store import remove
+
+    path = remove(id_)
+    if as_json:
+        _print_json({"removed": str(path)})
+    else:
+        click.echo(f"removed {path}")
+
+
+@catalog.command("path")
+@click.option("--shipped", is_flag=True, help="The folder that comes with the package instead of yours.")
+@json_option
+def catalog_path(shipped: bool, as_json: bool) -> None:
+    """Print the folder of your catalog; set STL_CATALOG to choose another."""
+    from stl_search.catalog.store import shipped_dir, user_dir
+
+    path = str(shipped_dir() if shipped else user_dir())
+    if as_json:
+        _print_json({"path": path})
+    else:
+        click.echo(path)
+
+
+# -- foreign formats ---------------------------------------------------------------------------------------------------
+
+
+@main.command("import")
+@click.argument("files", nargs=-1, required=True, type=click.Path(), metavar="FILE...")
+@click.option("--format", "format_", metavar="NAME", help="Format of the files.  [default: by their content]")
+@click.option("--shape", type=sides, metavar="M,K,N", help="The shape, where a file does not say it.")
+@click.option("--x", metavar="X", help="Where to take a border-rank file: a number or a fraction.")
+@click.option("--dtype", type=dtype_choice, help="Take a border-rank file at the x best for this precision.")
+@click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder.  [default: yours]")
+@json_option
+def import_(
+    files: tuple[str, ...],
+    format_: str | None,
+    shape: Shape | None,
+    x: str | None,
+    dtype: str | None,
+    out: str | None,
+    as_json: bool,
+) -> None:
+    """Read scheme files of other projects, prove them and put them into the catalog."""
+    from stl_search import formats
+    from stl_search.catalog.store import add
+    from stl_search.score import relative_rounding
+
+    if x is not None and dtype is not None:
+        raise click.UsageError("give --x or --dtype, not both")
+    point = None if x is None else _number(x)
+    noise = None if dtype is None else relative_rounding(dtype)
+    command = shlex.join(["stl-search", *sys.argv[1:]]) if sys.argv[1:2] == ["import"] else "stl-search import"
+    imported = []
+    for file in files:
+        scheme = formats.read(file, format_, shape, point, noise)
+        source = os.path.basename(file)
+        path = add(scheme, {"command": command, "strategy": "import", "references": [source]}, out, dtype)
+        imported.append({"file": file, "path": str(path), "shape": list(scheme.shape), "rank": scheme.rank})
+        if not as_json:
+            click.echo(f"{source}: {_name(scheme.shape)} rank {scheme.rank} over {scheme.ring.name}: {path}")
+    if as_json:
+        _print_json({"imported": imported})
+
+
+def _number(text: str) -> Any:
+    from fractions import Fraction
+
+    try:
+        return Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise click.UsageError(f"--x {text!r} is not a number: write 0.01 or 1/128") from None
+
+
+@main.command()
+@click.argument("entry", metavar="ENTRY")
+@click.argument("file", type=click.Path(dir_okay=False), metavar="FILE")
+@click.option("--format", "format_", metavar="NAME", help="Format to write.  [default: by the extension of FILE]")
+@json_option
+def export(entry: str, file: str, format_: str | None, as_json: bool) -> None:
+    """Write a scheme (a selector, the start of an id, or a file) in a format of another project."""
+    from stl_search import formats
+
+    scheme, _ = _scheme(entry)
+    written = [str(path) for path in formats.write(scheme, file, format_)]
+    if as_json:
+        _print_json({"id": scheme.id, "written": written})
+    else:
+        click.echo("\n".join(written))
+
+
+# -- products ----------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("a_file", type=click.Path(), metavar="A.npy")
+@click.argument("b_file", type=click.Path(), metavar="B.npy")
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False), metavar="C.npy")
+@click.option(
+    "--encoder",
+    default="catalog:best",
+    show_default=True,
+    metavar="SEL",
+    help="A selector ('catalog:best?shape=4,4,4&rank=32', 'catalog:best?rtol=0.1') or a scheme file.",
+)
+@click.option("--dtype", type=dtype_choice, help="Convert A and B to this precision.  [default: as they are]")
+@json_option
+def amm(a_file: str, b_file: str, output: str, encoder: str, dtype: str | None, as_json: bool) -> None:
+    """Multiply two matrices by a scheme; print the predicted and the measured error.
+
+    The measured one compares C with the product of the converted A and B in float64. A result in bf16 is written as
+    float32.
+    """
+    import numpy as np
+
+    from stl_search.kernels.plan import Plan, dtype_name
+    from stl_search.runtime import amm as runtime
+
+    a, b = (_operand(file, dtype) for file in (a_file, b_file))
+    if a.shape[1] != b.shape[0]:
+        raise UsageError(f"A {tuple(a.shape)} and B {tuple(b.shape)} do not multiply: inner sizes differ")
+    sizes = (a.shape[0], a.shape[1], b.shape[1])
+    chosen: Any = encoder
+    if dtype == "fp8_e4m3":  # no operand has this type: it is what the encoded operands are stored in
+        from stl_search.catalog.store import load
+
+        chosen = Plan(load(encoder), dtype, complex=dtype_name(a.dtype)[1])
+    how = runtime.explain(sizes, a.dtype, chosen)
+    c = runtime.amm(a, b, chosen)
+    measured = runtime.relative_error(c, a, b)
+    result = c if isinstance(c, np.ndarray) else c.float().numpy()
+    try:
+        with open(output, "wb") as file:  # np.save would add an ending to the name
+            np.save(file, result, allow_pickle=False)
+    except OSError as error:
+        raise UsageError(f"{output} cannot be written: {error.strerror or error}") from None
+    name = "dense" if how.scheme is None else how.scheme.name
+    if as_json:
+        found: dict[str, Any] = {"path": output, "scheme": name, "id": how.scheme.id if how.scheme else None}
+        found |= {"shape": list(sizes), "dtype": dtype or dtype_name(a.dtype)[0], "reason": how.reason}
+        found |= {"predicted_error": how.predicted_error, "measured_error": measured, "assumption": how.assumption}
+        _print_json(found)
+        return
+    click.echo(f"{name}: {how.reason}")
+    click.echo(f"predicted error {how.predicted_error:.4g} (for {how.assumption})")
+    click.echo(f"measured error  {measured:.4g}")
+    click.echo(output)
+
+
+def _operand(path: str, dtype: str | None) -> Any:
+    """The matrix in a .npy file, converted: a numpy array, or for bf16 a torch tensor."""
+    import numpy as np
+
+    from stl_search.kernels.plan import numpy_dtype
+
+    try:
+        with open(path, "rb") as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, EOFError) as error:
+        raise FormatError(f"{path} is no .npy file of numbers: {error}") from None
+    if array.ndim != 2:
+        raise UsageError(f"{path} has {array.ndim} dimensions, must be a matrix")
+    if dtype is None:
+        return array
+    if array.dtype.kind not in "iufc":
+        raise FormatError(f"{path} holds {array.dtype}, not numbers")
+    complex_ = array.dtype.kind == "c"
+    if dtype == "bf16":
+        import torch
+
+        from stl_search.kernels.plan import torch_dtype
+
+        kind = torch_dtype(dtype, complex_)  # refused for complex numbers
+        return torch.from_numpy(array.astype(np.float32)).to(kind)
+    return array.astype(numpy_dtype("fp32" if dtype == "fp8_e4m3" else dtype, complex_))

@@ -1,0 +1,235 @@
+"""``amm``: C = A B by a scheme, for torch tensors and numpy arrays of any size; and operands encoded in advance.
+
+What a product does to its entries: a NaN or infinity in A or B makes at least those entries of C non-finite that it
+makes non-finite in A @ B (for exact schemes), and may spread to the entries that share its place in other blocks; it
+never disappears. In fp16, sums of entries near 65504 overflow to infinity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from stl_search.errors import UsageError
+from stl_search.kernels import reference
+from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype, wider
+from stl_search.runtime.dispatch import DEFAULT, Problem, Request, choose, explain, request_of, with_out
+from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to_kind
+
+__all__ = ["BACKENDS", "EncodedOperand", "amm", "encode_lhs", "encode_rhs", "explain", "relative_error"]
+
+BACKENDS = ("auto", "reference")
+
+
+def amm(
+    A: Any,
+    B: Any,
+    encoder: Any = DEFAULT,
+    *,
+    rtol: float | None = None,
+    speedup: float | None = None,
+    out_dtype: Any = None,
+    backend: str = "auto",
+) -> Any:
+    """A: (..., M, K), B: (..., K, N) -> C: (..., M, N), about A @ B, by a bilinear scheme; of the operands' kind.
+
+    Any sizes (padding inside), batches and one-dimensional operands as in torch.matmul; float16, bfloat16, float32,
+    float64, complex64, complex128; any strides; torch tensors on any one device or numpy arrays. The result has the
+    operands' dtype, or ``out_dtype``. Gradients flow to both operands, as if nothing was rounded.
+
+    ``encoder`` is a selector, a path, a ``Scheme`` or a ``Plan``; what names one scheme is used as asked. An open
+    selector (no shape or no rank) leaves the choice to the catalog and a cost model, with plain dense among the
+    choices: the fastest that is exact up to rounding; with ``rtol`` the fastest whose predicted error is within it;
+    with ``speedup`` s the most accurate with s times fewer multiplications. ``explain`` tells the choice.
+
+    A or B may be an ``EncodedOperand``: then its plan is meant. ``backend`` is "auto" or "reference".
+
+    Raises UsageError in one sentence for operands that do not go together, and what loading ``encoder`` raises.
+
+    >>> import stl_search as stl
+    >>> one = stl.Scheme((1, 1, 1), "ZT", [[1]], [[1]], [[1]])
+    >>> amm(np.eye(2), np.array([[1.0, 2.0], [3.0, 4.0]]), one)
+    array([[1., 2.],
+           [3., 4.]])
+    """
+    if backend not in BACKENDS:
+        raise UsageError(f"unknown backend {backend!r:.40}; known: {', '.join(BACKENDS)}")
+    a = A if isinstance(A, EncodedOperand) else read(A, "A")
+    b = B if isinstance(B, EncodedOperand) else read(B, "B")
+    batch = _check_pair(a, b)
+    out = None if out_dtype is None else _out_name(out_dtype, a)
+    request = request_of(encoder, rtol, speedup)
+    if isinstance(a, EncodedOperand) or isinstance(b, EncodedOperand):
+        plan = _encoded_plan(a, b, request, encoder == DEFAULT or encoder is None, out)
+    else:
+        chosen = choose(request, _problem(a, b, batch, out), out)
+        if chosen.plan is None:
+            return _dense(a, b, out or a.dtype)
+        plan = chosen.plan
+    if a.kind == "numpy":
+        numpy_dtype(plan.out, plan.complex)  # refused before the work, not after
+    with _no_autocast(a.device):
+        hats = [_encoded(x, plan, side) for x, side in ((a, "lhs"), (b, "rhs"))]
+        rows = a.shape[-2] if len(a.shape) > 1 else 1
+        cols = b.shape[-1] if len(b.shape) > 1 else 1
+        c = reference.multiply_encoded(hats[0], hats[1], rows, cols, plan)
+    if len(a.shape) == 1:
+        c = c.squeeze(-2)
+    if len(b.shape) == 1:
+        c = c.squeeze(-1)
+    return to_kind(c, a.kind)
+
+
+def encode_lhs(A: Any, encoder: Any) -> EncodedOperand:
+    """A: (..., M, K) -> its encoding for ``amm(A_hat, B)``, made once for many B; see ``encode_rhs``."""
+    return _encode(A, "A", encoder, "lhs")
+
+
+def encode_rhs(B: Any, encoder: Any) -> EncodedOperand:
+    """B: (..., K, N) -> its encoding for ``amm(A, B_hat)``, made once for many A (weights); frozen.
+
+    ``encoder`` must name one scheme (a selector with shape and rank, a path, a ``Scheme`` or a ``Plan``): how large
+    the products will be is not known yet. Raises UsageError otherwise, and for a B that requires a gradient.
+    """
+    return _encode(B, "B", encoder, "rhs")
+
+
+def relative_error(C: Any, A: Any, B: Any) -> float:
+    """|C - A B|_F / |A B|_F for C: (..., M, N), A: (..., M, K), B: (..., K, N), with A B in float64; over all batches.
+
+    0 when both are zero, infinite when only A B is. Of float64 operands the reference itself carries rounding errors.
+    """
+    c, a, b = (read(x, name) for x, name in ((C, "C"), (A, "A"), (B, "B")))
+    _check_pair(a, b)
+    exact = torch.matmul(*(x.tensor.detach().to(torch_dtype("fp64", x.complex)) for x in (a, b)))
+    if c.shape != tuple(exact.shape):
+        raise UsageError(f"C has shape {c.shape}, A B has {tuple(exact.shape)}")
+    gap, size = (float(torch.linalg.vector_norm(x)) for x in (c.tensor.detach() - exact, exact))
+    return gap / size if size else (math.inf if gap else 0.0)
+
+
+def _encode(x: Any, name: str, encoder: Any, side: str) -> EncodedOperand:
+    if isinstance(x, EncodedOperand):
+        raise UsageError(f"{name} is encoded already")
+    operand = read(x, name)
+    if operand.tensor.ndim < 2:
+        raise UsageError(f"{name} has {operand.tensor.ndim} dimensions: only matrices and stacks of them are encoded")
+    request = request_of(encoder)
+    if request.named is None:
+        raise UsageError(f"an open selector cannot encode {name} alone: name one scheme, with shape= and rank=")
+    rows, cols = operand.shape[-2:]
+    sizes = (rows, cols, 1) if side == "lhs" else (1, rows, cols)
+    problem = Problem(*sizes, operand.dtype, operand.dtype, operand.complex, str(operand.device))
+    plan = choose(request, problem).plan
+    assert plan is not None
+    with _no_autocast(operand.device):
+        return encode(operand, plan, side)
+
+
+def _encoded(x: Operand | EncodedOperand, plan: Plan, side: str) -> torch.Tensor:
+    """x: (..., rows, cols) -> (r, ..., rows', cols') as it comes back from storage, in ``plan.compute``."""
+    if isinstance(x, EncodedOperand):
+        return reference.restore(x.stored, plan.compute)
+    matrix = x.tensor
+    if matrix.ndim == 1:
+        matrix = matrix[None, :] if side == "lhs" else matrix[:, None]
+    return reference.rounded(reference.encode_operand(matrix, plan, side), plan.dtype, plan.compute)
+
+
+def _encoded_plan(
+    a: Operand | EncodedOperand, b: Operand | EncodedOperand, request: Request, silent: bool, out: str | None
+) -> Plan:
+    """The plan of the encoded operands, once they agree and nothing else was named."""
+    encoded = [x for x in (a, b) if isinstance(x, EncodedOperand)]
+    plan = encoded[0].plan
+    if encoded[-1].plan != plan:
+        raise UsageError(
+            f"A was encoded by {plan.scheme.name} ({plan.dtype}, {plan.layout}), B by {encoded[-1].plan.scheme.name} "
+            f"({encoded[-1].plan.dtype}, {encoded[-1].plan.layout}): encode both by one plan"
+        )
+    if request.rtol is not None or request.speedup is not None:
+        raise UsageError("rtol and speedup choose a scheme, but an encoded operand has its own: drop them")
+    if not silent:
+        named = request.named(encoded[0].dtype) if request.named is not None else None
+        if (named.scheme if isinstance(named, Plan) else named) != plan.scheme or (
+            isinstance(named, Plan) and named != plan
+        ):
+            raise UsageError(f"an operand is encoded by {plan.scheme.name}, encoder names another: leave encoder out")
+    return plan if out is None else with_out(plan, out)
+
+
+def _problem(a: Operand, b: Operand, batch: tuple[int, ...], out: str | None) -> Problem:
+    return Problem(
+        rows=a.shape[-2] if len(a.shape) > 1 else 1,
+        inner=a.shape[-1],
+        cols=b.shape[-1] if len(b.shape) > 1 else 1,
+        dtype=a.dtype,
+        out=out or a.dtype,
+        complex=a.complex,
+        device=str(a.device),
+        lhs_count=math.prod(a.shape[:-2]),
+        rhs_count=math.prod(b.shape[:-2]),
+        count=math.prod(batch),
+    )
+
+
+def _check_pair(a: Operand | EncodedOperand, b: Operand | EncodedOperand) -> tuple[int, ...]:
+    """The batch (...) of the product of (..., M, K) and (..., K, N); raises UsageError unless the two go together."""
+    for x, side, name in ((a, "lhs", "A"), (b, "rhs", "B")):
+        if isinstance(x, EncodedOperand) and x.side != side:
+            raise UsageError(f"{name} was made by encode_{x.side}: on this side encode_{side} belongs")
+    if a.kind != b.kind:
+        words = {"torch": "a torch tensor", "numpy": "a numpy array"}
+        raise UsageError(f"A is {words[a.kind]} and B {words[b.kind]}: pass both as the same kind")
+    if (a.dtype, a.complex) != (b.dtype, b.complex):
+        names = [str(torch_dtype(x.dtype, x.complex)).removeprefix("torch.") for x in (a, b)]
+        raise UsageError(f"A is {names[0]} and B {names[1]}: convert one to the other's dtype")
+    if a.device != b.device:
+        raise UsageError(f"A is on {a.device} and B on {b.device}: move one to the other's device")
+    if not a.shape or not b.shape:
+        raise UsageError(f"{'B' if a.shape else 'A'} is a scalar: multiply with * instead")
+    inner = a.shape[-1], b.shape[-2] if len(b.shape) > 1 else b.shape[0]
+    if inner[0] != inner[1]:
+        raise UsageError(f"A {a.shape} and B {b.shape} do not multiply: inner sizes {inner[0]} and {inner[1]} differ")
+    try:
+        return np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    except ValueError:
+        raise UsageError(f"A {a.shape} and B {b.shape} do not multiply: their batches do not broadcast") from None
+
+
+def _out_name(out_dtype: Any, a: Operand | EncodedOperand) -> str:
+    """The precision that ``out_dtype`` names for the operands' kind and field."""
+    name, is_complex = dtype_name(out_dtype)
+    if name == "fp8_e4m3":
+        raise UsageError("the output cannot be fp8_e4m3: ask for bf16 or fp16 and convert it with a scale of your own")
+    if is_complex != a.complex and not (isinstance(out_dtype, str) and out_dtype == name):
+        raise UsageError(f"out_dtype is {out_dtype}, the operands are {'complex' if a.complex else 'real'}")
+    torch_dtype(name, a.complex)
+    if a.kind == "numpy":
+        numpy_dtype(name, a.complex)
+    return name
+
+
+def _dense(a: Operand, b: Operand, out: str) -> Any:
+    """A @ B by the library that the operands came from, rounded once to ``out``."""
+    wide = wider(out, a.dtype)
+    # numpy has no BLAS for float16 and sums it in float16
+    if a.array is not None and b.array is not None and a.dtype != "fp16":
+        given = numpy_dtype(wide, a.complex)
+        with np.errstate(all="ignore"):  # NaN and infinity pass here as they do everywhere in amm
+            c = np.matmul(a.array.astype(given, copy=False), b.array.astype(given, copy=False))
+            return c.astype(numpy_dtype(out, a.complex), copy=False)
+    kind = torch_dtype(wide, a.complex)
+    with _no_autocast(a.device):
+        return to_kind(torch.matmul(a.tensor.to(kind), b.tensor.to(kind)).to(torch_dtype(out, a.complex)), a.kind)
+
+
+def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Sums run in the plan's own precision, whatever torch.autocast says around the call."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()

@@ -1,0 +1,85 @@
+"""What a strategy is, and the registry of those there are: one file each, one ``register`` line each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Protocol
+
+import numpy as np
+
+from stl_search.errors import UsageError
+from stl_search.scheme import Scheme
+from stl_search.search.problem import Pool, Problem
+
+__all__ = ["Clock", "Strategy", "get", "names", "register", "suitable"]
+
+_MODULES = ("numeric", "compose", "deflate")  # each registers its strategy when imported
+
+
+class Clock:
+    """Says when a job must end; a job that runs under ``--steps`` has no deadline."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.deadline = None if seconds is None else time.monotonic() + seconds
+
+    def expired(self) -> bool:
+        """Whether the job should return now."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+class Strategy(Protocol):
+    """One way to search; a job is a pure function of (problem, pool, rng), since state lives in the pool alone.
+
+    ``weight`` is how often the portfolio should choose it here (0: never); ``run`` does a job of about a second and
+    yields schemes as it finds them, of the problem's shape or of others that may help (factors, neighbouring ranks).
+    It takes all randomness from ``rng`` and returns early when the clock has expired. For exact rings it yields
+    schemes that it has proved.
+    """
+
+    name: str
+
+    def weight(self, problem: Problem, pool: Pool) -> float: ...
+
+    def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]: ...
+
+
+_REGISTRY: dict[str, Strategy] = {}
+
+
+def register(strategy: Strategy) -> None:
+    """Make a strategy known under its name."""
+    _REGISTRY[strategy.name] = strategy
+
+
+def _load() -> None:
+    for name in _MODULES:
+        import_module(f"stl_search.search.{name}")
+
+
+def names() -> tuple[str, ...]:
+    """The names of all strategies."""
+    _load()
+    return tuple(sorted(_REGISTRY))
+
+
+def get(name: str) -> Strategy:
+    """The strategy of that name; raises UsageError that lists the known ones."""
+    _load()
+    if name not in _REGISTRY:
+        raise UsageError(f"unknown strategy {name!r}; known: {', '.join(sorted(_REGISTRY))}")
+    return _REGISTRY[name]
+
+
+def suitable(problem: Problem, pool: Pool) -> list[tuple[Strategy, float]]:
+    """The strategies that apply, with weights > 0, in name order; raises UsageError when there is none."""
+    chosen = [get(name) for name in (sorted(problem.strategies) or names())]
+    weighted = [(s, s.weight(problem, pool)) for s in chosen]
+    found = [(s, w) for s, w in weighted if w > 0]
+    if not found:
+        raise UsageError(
+            f"no strategy of {', '.join(s.name for s in chosen)} applies to <{','.join(map(str, problem.shape))}> "
+            f"over {problem.ring}"
+        )
+    return found

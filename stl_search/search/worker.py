@@ -1,0 +1,118 @@
+"""A worker process of ``discover``: reads jobs as JSON lines from standard input, answers on standard output.
+
+It holds its own copy of the pool, which the parent feeds in job order, and ends when the parent is gone. The numeric
+libraries run on one thread: the environment that says so is set by the parent before this process starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from stl_search import decompose
+from stl_search.errors import StlError
+from stl_search.scheme import Scheme
+from stl_search.search import strategy
+from stl_search.search.journal import decode, encode
+from stl_search.search.problem import Entry, Pool, Problem, cost
+from stl_search.search.strategy import Clock
+
+__all__ = ["main", "polished", "run_job"]
+
+
+def run_job(problem: Problem, pool: Pool, index: int, clock: Clock) -> tuple[str, list[Entry]]:
+    """(strategy name, the schemes that would enter the pool): job ``index`` is a pure function of problem and pool.
+
+    All randomness comes from ``default_rng([seed, index])``.
+    """
+    rng = np.random.default_rng([problem.seed, index])
+    choices = strategy.suitable(problem, pool)
+    weights = np.array([w for _, w in choices])
+    chosen = choices[int(rng.choice(len(choices), p=weights / weights.sum()))][0]
+    found: list[Entry] = []
+    for scheme in chosen.run(problem, pool, rng, clock):
+        value = cost(problem, scheme)
+        if np.isfinite(value) and pool.would_take(scheme.shape, scheme.rank, value):
+            found.append(Entry(value, scheme.id, scheme, chosen.name))
+    return chosen.name, found
+
+
+def polished(problem: Problem, scheme: Scheme) -> Scheme:
+    """The same local optimum to its last digits."""
+    refined, _ = decompose.refine(problem.shape, decompose.batch_of([scheme]), problem.lam, 2000, tolerance=1e-12)
+    if sum(f.size for f in refined) <= 1200:
+        refined, _ = decompose.levenberg_marquardt(problem.shape, refined, problem.lam, iterations=20, damping=1e-6)
+    better = decompose.scheme_of(problem.shape, refined)
+    return better if cost(problem, better) < cost(problem, scheme) else scheme
+
+
+def main() -> None:
+    """Serve jobs until standard input ends."""
+    # strategies may print; only answers may reach the real standard output
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    parent = os.getppid()
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    _die_with_parent()
+    if os.getppid() != parent:
+        os._exit(1)
+    problem: Problem | None = None
+    pool: Pool | None = None
+    for raw in sys.stdin.buffer:
+        message = json.loads(raw)
+        if "problem" in message:
+            fields = message["problem"]
+            problem = Problem(**{**fields, "shape": tuple(fields["shape"]), "strategies": tuple(fields["strategies"])})
+            pool = Pool(problem)
+            continue
+        if problem is None or pool is None:
+            raise StlError("a worker got a job before its problem")
+        if "add" in message:
+            pool.add(Entry(message["cost"], message["id"], decode(message["add"]), message["strategy"]))
+            continue
+        if "polish" in message:
+            _send(out, {"polished": encode(polished(problem, decode(message["polish"])))})
+            continue
+        started = time.monotonic()
+        try:
+            name, found = run_job(problem, pool, message["job"], Clock(message["seconds"]))
+        except Exception:
+            _send(out, {"job": message["job"], "error": traceback.format_exc()})
+            continue
+        schemes = [{"add": encode(e.scheme), "cost": e.cost, "id": e.id, "strategy": e.strategy} for e in found]
+        seconds = time.monotonic() - started
+        _send(out, {"job": message["job"], "strategy": name, "seconds": round(seconds, 3), "schemes": schemes})
+
+
+def _send(out: BinaryIO, message: dict[str, Any]) -> None:
+    out.write(json.dumps(message, separators=(",", ":")).encode() + b"\n")
+    out.flush()
+
+
+def _watch(parent: int) -> None:
+    """End this process when it has been orphaned, even in the middle of a job."""
+    while os.getppid() == parent:
+        time.sleep(0.3)
+    os._exit(1)
+
+
+def _die_with_parent() -> None:
+    """On Linux the kernel ends us with the parent; elsewhere ``_watch`` does alone."""
+    if sys.platform == "linux":
+        import ctypes
+        import signal
+
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+if __name__ == "__main__":
+    main()
