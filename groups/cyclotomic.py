@@ -114,9 +114,10 @@ class Cyclotomic:
         return cls(1, (int(value),))
 
     def __post_init__(self) -> None:
-        if len(self.coefficients) != power_basis(self.conductor).shape[1]:
+        degree = power_basis(self.conductor).shape[1]
+        if len(self.coefficients) != degree:
             raise GroupError(
-                f"an element of Z[z_{self.conductor}] has {power_basis(self.conductor).shape[1]} coefficients"
+                f"a number of Z[z_{self.conductor}] has {degree} coefficients, got {len(self.coefficients)}"
             )
 
     def lifted(self, e: int) -> Cyclotomic:

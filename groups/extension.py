@@ -6,9 +6,9 @@ of order p |N| [1]. Pairs that differ by an automorphism of N or by another choi
 pair of each orbit is enough; what remains is sorted out by isomorphism tests. The only group of order below 64 that
 is not solvable is A5.
 
-[1] Hölder; see M. Hall, The Theory of Groups (1959), section 15.3; Laue, Zur Konstruktion und Klassifikation
-    endlicher auflösbarer Gruppen (1982); Besche, Eick and O'Brien, A millennium project: constructing small groups,
-    Int. J. Algebra Comput. 12 (2002), section 3.
+[1] O. Hölder; see M. Hall, The Theory of Groups (1959), chapter 15, and for the use made of it here R. Laue, Zur
+    Konstruktion und Klassifikation endlicher auflösbarer Gruppen, Bayreuther Math. Schr. 9 (1982), and Besche, Eick
+    and O'Brien, A millennium project: constructing small groups, Int. J. Algebra Comput. 12 (2002), 623-644.
 """
 
 from __future__ import annotations

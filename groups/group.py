@@ -167,15 +167,19 @@ class Group:
         >>> Group([[0, 1, 2], [1, 2, 0], [2, 0, 1]]).closure([2]).tolist()
         [True, True, True]
         """
-        generators = np.array(sorted({int(a) for a in elements} - {0}), dtype=np.intp)
         mask = np.zeros(self.order, dtype=np.bool_)
         mask[0] = True
-        frontier = np.zeros(1, dtype=np.intp)
-        while len(generators) and len(frontier):
+        mask[list(elements)] = True
+        generators = frontier = inside = mask.nonzero()[0]
+        while len(frontier):
+            # All that is known multiplies the new elements, for few steps; the generators alone where that is much.
+            factors = inside if len(frontier) * len(inside) <= 8192 else generators
             reached = np.zeros(self.order, dtype=np.bool_)
-            reached[self.table[frontier[:, None], generators]] = True
-            frontier = np.flatnonzero(reached & ~mask)
+            reached[self.table[frontier[:, None], factors]] = True
+            reached[inside] = False
+            frontier = reached.nonzero()[0]
             mask |= reached
+            inside = mask.nonzero()[0]
         return mask
 
     @cached_property

@@ -54,8 +54,12 @@ class Invariants:
     nilpotency_class: int | None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain lists and numbers."""
-        return asdict(self)
+        """A dictionary of numbers, booleans and lists of these."""
+        return {key: _listed(value) for key, value in asdict(self).items()}
+
+
+def _listed(value: Any) -> Any:
+    return [_listed(v) for v in value] if isinstance(value, tuple) else value
 
 
 @lru_cache(maxsize=1024)
@@ -149,7 +153,8 @@ def _chain(group: Group) -> _Chain:
     while not mask.all():
         best: tuple[float, int, int] | None = None
         choice = -1
-        for a in np.flatnonzero(~mask).tolist():
+        outside = np.flatnonzero(~mask)
+        for a in outside[np.unique(colour[outside], return_index=True)[1]].tolist():  # the first of each colour
             size = int(group.closure((*generators, a)).sum())
             # images a step costs, against the growth of the subgroup that it buys
             score = (float(np.log(rarity[a] + 1) / np.log(size / mask.sum())), -size, a)

@@ -267,7 +267,7 @@ def _polished(rho: Reals, group: Group) -> Reals:
     """A representation near almost-multiplicative matrices (n, D, D): averages of rho(gh) rho(h)^T, made orthogonal.
 
     One step squares the error, here to below rounding; see Grove, Karcher and Ruh, Jacobi fields and Finsler metrics
-    on compact Lie groups, Math. Ann. 211 (1974), section 4.
+    on compact Lie groups, Math. Ann. 211 (1974), 7-21.
     """
     n, degree, _ = rho.shape
     stacked = rho.transpose(0, 2, 1).reshape(n * degree, degree)

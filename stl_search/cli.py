@@ -108,7 +108,7 @@ def _table(title: str, columns: Iterable[tuple[str, str]], rows: Iterable[Sequen
 def _cell(x: Any) -> str:
     if x is None:
         return "-"
-    return f"{x:.4g}" if isinstance(x, float) else str(x)
+    return f"{x:.4g}" if isinstance(x, float) else _one_line(x)  # files may hold control characters
 
 
 def _print_json(obj: dict[str, Any]) -> None:
@@ -251,18 +251,19 @@ def _progress(title: str) -> Iterator[Callable[[Progress], None] | None]:
 
 
 def _show_result(found: dict[str, Any]) -> None:
-    """The table at the end of a search: what was found beside the floor and the line."""
+    """What a search found; of an approximate scheme in a table, beside the floor and the line."""
     title = f"{_name(found['shape'])} rank {found['rank']} over {found['ring']}"
-    title += f", {found['dtype']}" if found["E"] is not None else ""
-    rows = []
-    if found["path"] is not None:
-        measures = [found["E"], found["error"], found["kappa"]]
-        rows.append([found.get("strategy") or "found", *measures, f"{found['seconds']:.1f} s"])
-    for key, text in (("line", "line: keep r of mkn products"), ("floor", "floor: no scheme is below")):
-        if found.get(key) is not None:
-            rows.append([text, found[key], math.sqrt(found[key]), None, None])
-    columns = [("", "left"), ("E", "right"), ("error", "right"), ("kappa", "right"), ("time", "right")]
-    _console().print(_table(title, columns, rows))
+    origin, time = found["strategy"], f"{found['seconds']:.1f} s"
+    if found["E"] is None:
+        click.echo(f"{title}, exact: {origin}, {time}" if found["found"] else title)
+    else:
+        rows = [
+            [origin, found["E"], found["error"], found["kappa"], time],
+            ["line: keep r of mkn products", found["line"], math.sqrt(found["line"]), None, None],
+            ["floor: no scheme is below", found["floor"], math.sqrt(found["floor"]), None, None],
+        ]
+        columns = [("", "left"), ("E", "right"), ("error", "right"), ("kappa", "right"), ("time", "right")]
+        _console().print(_table(f"{title}, {found['dtype']}", columns, rows))
     verdict = "found" if found["found"] else "not found"
     marks = ["a truncation: it ties the line"] if found["truncation"] else []
     marks += [found["reason"]] if found["reason"] else []

@@ -37,7 +37,7 @@ __all__ = [
     "scheme_of",
 ]
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]  # float64 throughout
 Batch = tuple[Floats, Floats, Floats]
 
 _JITTER = 1e-13  # relative ridge that keeps normal matrices of parallel terms solvable; far below every target accuracy
@@ -65,7 +65,7 @@ def balance(batch: Batch) -> Batch:
     """The same products with |u_q| = |v_q| = |w_q|; terms with a zero factor become zero."""
     norms = [np.linalg.norm(f, axis=2) for f in batch]
     size = np.cbrt(norms[0]) * np.cbrt(norms[1]) * np.cbrt(norms[2])
-    return tuple(f * (size / np.where(x > 0, x, 1.0))[:, :, None] for f, x in zip(batch, norms, strict=True))  # type: ignore[return-value]
+    return tuple(f * (size / np.where(x > 0, x, 1.0))[:, :, None] for f, x in zip(batch, norms, strict=True))
 
 
 def residual_tensor(shape: Shape, batch: Batch) -> Floats:
@@ -275,7 +275,8 @@ def best_residual_term(residual: Floats, rng: np.random.Generator, starts: int =
     i, j, k = residual.shape
     best: tuple[float, Any] = (-1.0, None)
     for _ in range(starts):
-        b, c = rng.standard_normal(j), rng.standard_normal(k)
+        b: Floats = rng.standard_normal((j,))
+        c: Floats = rng.standard_normal((k,))
         size = 0.0
         for _ in range(sweeps):
             slab = (residual.reshape(i * j, k) @ c).reshape(i, j)
@@ -289,32 +290,36 @@ def best_residual_term(residual: Floats, rng: np.random.Generator, starts: int =
         if size > best[0]:
             best = (size, (a, b, c))
     root = np.cbrt(best[0])
-    return tuple(root * x[None] for x in best[1])  # type: ignore[return-value]
+    return tuple(root * x[None] for x in best[1])
 
 
 def _gram(f: Floats) -> Floats:
-    return np.matmul(f, f.swapaxes(-1, -2))
+    gram: Floats = np.matmul(f, f.swapaxes(-1, -2))
+    return gram
 
 
 def _contract_w(shape: Shape, u: Floats, v: Floats) -> Floats:
     """T(u, v, .): (.., r, m*n) = the matrix products u_q v_q."""
     m, k, n = shape
     lead = u.shape[:-1]
-    return np.matmul(u.reshape(*lead, m, k), v.reshape(*lead, k, n)).reshape(*lead, m * n)
+    products: Floats = np.matmul(u.reshape(*lead, m, k), v.reshape(*lead, k, n))
+    return products.reshape(*lead, m * n)
 
 
 def _contract_u(shape: Shape, v: Floats, w: Floats) -> Floats:
     """T(., v, w): (.., r, m*k) = w_q v_q^T."""
     m, k, n = shape
     lead = v.shape[:-1]
-    return np.matmul(w.reshape(*lead, m, n), v.reshape(*lead, k, n).swapaxes(-1, -2)).reshape(*lead, m * k)
+    products: Floats = np.matmul(w.reshape(*lead, m, n), v.reshape(*lead, k, n).swapaxes(-1, -2))
+    return products.reshape(*lead, m * k)
 
 
 def _contract_v(shape: Shape, u: Floats, w: Floats) -> Floats:
     """T(u, ., w): (.., r, k*n) = u_q^T w_q."""
     m, k, n = shape
     lead = u.shape[:-1]
-    return np.matmul(u.reshape(*lead, m, k).swapaxes(-1, -2), w.reshape(*lead, m, n)).reshape(*lead, k * n)
+    products: Floats = np.matmul(u.reshape(*lead, m, k).swapaxes(-1, -2), w.reshape(*lead, m, n))
+    return products.reshape(*lead, k * n)
 
 
 def _damped(g: Floats, lam: float) -> Floats:

@@ -40,7 +40,7 @@ def discretize(
     ``deadline`` is a value of ``time.monotonic()``. Z2 takes the residues of a solution with odd denominators. The
     result carries the smallest ring that holds it. Raises SchemeError when the float scheme is not exact to 1e-10.
     """
-    kind = "Q" if ring == "Z2" else rings.get(ring).name
+    kind = "ZT" if ring == "Z2" else rings.get(ring).name
     if kind not in _ALLOWED:
         raise SchemeError(f"cannot round to {ring}: choose Z2, ZT, Z or Q")
     factors: Batch = tuple(f.reshape(scheme.rank, -1).astype(np.float64) for f in scheme.factors)  # type: ignore[assignment]
@@ -68,7 +68,7 @@ def _solve(
     out, value = levenberg_marquardt(
         shape, batch, iterations=iterations, damping=damping, goal=_SOLVED * 1e-4, tolerance=1e-3, free=free
     )
-    return tuple(f[0] for f in out), float(value[0])  # type: ignore[return-value]
+    return tuple(f[0] for f in out), float(value[0])
 
 
 def _gauge(factors: Batch) -> Batch:

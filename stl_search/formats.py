@@ -15,8 +15,8 @@ Everywhere else u is (r, m, k), v (r, k, n), w (r, m, n), row-major, C not trans
     npz          .npz                 numeric arrays U, V, W, entries x products                             plain
     alphatensor  .npz                 keys "m,k,n", object arrays (U, V, W), entries x products; read only   transposed
 
-Nothing a file says is trusted: ``load`` counts the rank, tries the conventions of no other format, and returns only
-what it has proved. Nothing is unpickled: of the pickles inside AlphaTensor's files a small interpreter of our own reads
+Nothing a file says is trusted: ``load`` counts the rank and returns only what it has proved in the convention of the
+file's own format. Nothing is unpickled: of the pickles inside AlphaTensor's files a small interpreter of our own reads
 numeric arrays and refuses everything else.
 """
 
@@ -77,7 +77,7 @@ __all__ = [
 MAX_BYTES = 16 << 20  # of a file, and of what an archive unpacks to
 MAX_COEFFICIENTS = 1 << 22  # r (mk + kn + mn)
 MAX_TENSOR = 1 << 24  # (mk)(kn)(mn), what a proof writes down: <16,16,16>
-MAX_POWERS = 4096  # combinations of powers of x in u, v and w
+MAX_PARTS = 1 << 26  # entries of the tensor times combinations of powers of x in u, v and w
 
 Number = Any  # int or Fraction
 
@@ -543,8 +543,10 @@ class LaurentScheme:
         Raises BudgetError when it would be too large to be written down.
         """
         _check_budget(self.shape, self.rank)
-        if len(self.u) * len(self.v) * len(self.w) > MAX_POWERS:
-            raise BudgetError(f"u, v and w have {len(self.u)}, {len(self.v)} and {len(self.w)} powers of x: too many")
+        m, k, n = self.shape
+        if len(self.u) * len(self.v) * len(self.w) * (m * k) * (k * n) * (m * n) > MAX_PARTS:
+            counts = f"{len(self.u)}, {len(self.v)} and {len(self.w)}"
+            raise BudgetError(f"u, v and w have {counts} powers of x: too many for <{_dims(self.shape)}>")
         integers, scale = [], Fraction(1)
         for parts in (self.u, self.v, self.w):
             stack = (
@@ -666,6 +668,7 @@ def _powers(x: float, exponents: Array) -> Array:
 
 def _point(x: Any) -> Fraction:
     """A value of x as an exact number: integers, fractions, floats, and text such as 0.01, 1e-3 or 1/100."""
+    x = x.item() if isinstance(x, np.generic) else x
     try:
         if isinstance(x, str) and "/" in x:
             value = Fraction(rings.get("Q").parse(x.strip()))  # type: ignore[arg-type]
@@ -1116,6 +1119,9 @@ def _read_arbenson(source: Source, shape: Shape | None) -> Table | LaurentScheme
     if not letters:
         factors = [_objects([p.get(0, 0) for row in block for p in row], len(block), rank) for block in blocks]
         return _table_of_columns(factors, found, transposed=False, inexact=inexact)
+    dense = sum(len(exponents) * len(block) for exponents, block in zip(powers, blocks, strict=True))
+    if dense * rank > MAX_COEFFICIENTS:
+        raise BudgetError(f"polynomials with more than {MAX_COEFFICIENTS} coefficients")
     m, k, n = found
     parts = []
     for block, exponents, (rows, cols) in zip(blocks, powers, ((m, k), (k, n), (m, n)), strict=True):

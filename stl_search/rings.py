@@ -20,7 +20,9 @@ __all__ = ["EXACT", "NAMES", "Ring", "get", "smallest_exact"]
 
 Coefficient = int | Fraction | float | complex
 
-_FRACTION = re.compile(r"[+-]?[0-9]{1,1000}(/[0-9]{1,1000})?")
+MAX_DIGITS = 1000  # of a numerator or denominator, and so of what a file can make the arithmetic grow to
+_FRACTION = re.compile(rf"[+-]?[0-9]{{1,{MAX_DIGITS}}}(/[0-9]{{1,{MAX_DIGITS}}})?")
+_TOO_LARGE = 10**MAX_DIGITS
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Ring:
         """One JSON value as a coefficient; membership in the ring is *not* checked (see ``contains``).
 
         Raises FormatError for what is no coefficient at all: a boolean, text that is no ``p/q``, a zero
-        denominator, NaN or infinity.
+        denominator, NaN or infinity, more than 1000 digits.
         """
         if isinstance(value, bool) or value is None:
             raise FormatError(f"{value!r} is not a coefficient")
@@ -53,6 +55,8 @@ class Ring:
                 raise FormatError(f"{value!r} is not a number")
             return _finite(value)
         if isinstance(value, int):
+            if abs(value) >= _TOO_LARGE:
+                raise FormatError(f"an integer has more than {MAX_DIGITS} digits")
             return value
         if isinstance(value, float):  # not exact: kept as the fraction it is, so that membership fails with its place
             return Fraction(_finite(value)) if not value.is_integer() else int(value)
@@ -82,10 +86,15 @@ class Ring:
                 return isinstance(value, int | float | complex) and _is_finite_complex(complex(value))
 
     def coerce(self, value: Any) -> Coefficient:
-        """Any Python or numpy scalar as a coefficient of this ring; raises SchemeError when it is not in the ring."""
+        """Any Python or numpy scalar as a coefficient of this ring.
+
+        Raises SchemeError when it is not in the ring, or has a numerator or denominator of more than 1000 digits.
+        """
         raw = value.item() if hasattr(value, "item") else value
         if isinstance(raw, bool):
             raw = int(raw)
+        if isinstance(raw, int | Fraction) and max(abs(raw.numerator), raw.denominator) >= _TOO_LARGE:
+            raise SchemeError(f"a coefficient has more than {MAX_DIGITS} digits")
         result: Any = raw
         if self.exact:
             if isinstance(raw, float):
@@ -95,9 +104,9 @@ class Ring:
             if isinstance(result, float) and self.name == "Q" and math.isfinite(result):
                 result = Fraction(result)
         elif self.name == "R" and isinstance(raw, int | Fraction | float):
-            result = float(raw) + 0.0  # -0.0 becomes 0.0
+            result = _double(raw) + 0.0  # -0.0 becomes 0.0
         elif self.name == "C" and isinstance(raw, int | Fraction | float | complex):
-            z = complex(raw)
+            z = raw if isinstance(raw, complex) else complex(_double(raw))
             result = complex(z.real + 0.0, z.imag + 0.0)
         if not isinstance(result, int | Fraction | float | complex) or not self.contains(result):
             raise SchemeError(f"{value!s:.60} is not in {self.name}")
@@ -125,6 +134,13 @@ class Ring:
 
     def __str__(self) -> str:
         return self.name
+
+
+def _double(value: int | Fraction | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise SchemeError("a coefficient is beyond the range of a double") from None
 
 
 def _finite(value: int | float) -> float:
@@ -174,7 +190,7 @@ def get(name: str | Ring) -> Ring:
         raise UsageError(f"unknown ring {name!r}; known: {', '.join(NAMES)}") from None
 
 
-def smallest_exact(values: Iterable[Coefficient]) -> Ring:
+def smallest_exact(values: Iterable[int | Fraction]) -> Ring:
     """The smallest of ZT, Z, Q that holds every given integer or fraction.
 
     >>> smallest_exact([0, 1, -1]).name, smallest_exact([2]).name, smallest_exact([Fraction(1, 2)]).name
@@ -184,6 +200,6 @@ def smallest_exact(values: Iterable[Coefficient]) -> Ring:
     for value in values:
         if isinstance(value, Fraction) and value.denominator != 1:
             return get("Q")
-        if abs(value) > 1:
+        if not -1 <= value <= 1:
             name = "Z"
     return get(name)

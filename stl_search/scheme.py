@@ -18,13 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from stl_search import rings
-from stl_search.errors import FormatError, SchemeError, VerificationError
+from stl_search.errors import BudgetError, FormatError, SchemeError, VerificationError
 from stl_search.rings import Ring
 
 __all__ = [
     "FORMAT",
     "MAX_RANK",
     "MAX_SIDE",
+    "MAX_TENSOR",
     "Scheme",
     "Shape",
     "as_integers",
@@ -37,6 +38,7 @@ __all__ = [
 FORMAT = "stl-scheme/1"
 MAX_SIDE = 64  # largest m, k or n that is read: beyond, a dense tensor of (mk)(kn)(mn) entries has no use here
 MAX_RANK = 1 << 16
+MAX_TENSOR = 1 << 26  # entries of a dense tensor (mk)(kn)(mn) that is formed in full: 512 MiB of int64
 
 Shape = tuple[int, int, int]
 Array = npt.NDArray[Any]
@@ -66,10 +68,16 @@ def matmul_tensor(shape: Shape) -> npt.NDArray[np.int8]:
     24
     """
     m, k, n = shape
+    _check_tensor((m * k, k * n, m * n))
     t = np.zeros((m, k, k, n, m, n), dtype=np.int8)
     a, b, c = np.ogrid[:m, :k, :n]
     t[a, b, b, c, a, c] = 1
     return t.reshape(m * k, k * n, m * n)
+
+
+def _check_tensor(sides: tuple[int, int, int]) -> None:
+    if math.prod(sides) > MAX_TENSOR:
+        raise BudgetError(f"a tensor of {' x '.join(map(str, sides))} entries is above the limit of {MAX_TENSOR}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +143,15 @@ class Scheme:
         return tuple(f.reshape(self.rank, f.shape[1] * f.shape[2]) for f in self.factors)  # type: ignore[return-value]
 
     def as_float(self) -> tuple[Array, Array, Array]:
-        """(u, v, w) as float64 (complex128 for C), rounded to nearest; the form that is run."""
+        """(u, v, w) as float64 (complex128 for C), rounded to nearest; the form that is run.
+
+        Raises SchemeError for integers and fractions beyond the range of a double.
+        """
         kind = np.complex128 if self.ring.name == "C" else np.float64
-        return tuple(f.astype(kind) for f in self.factors)  # type: ignore[return-value]
+        try:
+            return tuple(f.astype(kind) for f in self.factors)  # type: ignore[return-value]
+        except OverflowError:
+            raise SchemeError("a coefficient is beyond the range of a double: the scheme cannot be run") from None
 
     def terms(self) -> Iterator[tuple[Array, Array, Array]]:
         """(u[q], v[q], w[q]) for q = 0 .. r-1."""
@@ -169,6 +183,11 @@ class Scheme:
             lines.append("|".join(" ".join(self.ring.render(x) for x in row) for row in (u, v, w)))
         head = f"{FORMAT} {' '.join(map(str, self.shape))} {self.ring.name}\n"
         return hashlib.sha256((head + "\n".join(sorted(lines))).encode()).hexdigest()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for f in self.factors:  # copies and pickles come back writeable
+            f.flags.writeable = False
 
     def __eq__(self, other: object) -> bool:
         return self.id == other.id if isinstance(other, Scheme) else NotImplemented
@@ -286,6 +305,8 @@ def _factor(name: str, value: Any, rows: int, cols: int, ring: Ring) -> Array:
     """One factor as a fresh, checked, read-only array (r, rows, cols)."""
     try:
         array = np.asarray(value)
+        if ring.exact and array.dtype.kind == "f" and not isinstance(value, np.ndarray):
+            array = np.asarray(value, dtype=object)  # numpy made doubles of 2**63 and -1, or of 2**60 + 1 and 0.5
     except ValueError:
         raise SchemeError(f"{name} is ragged: every term needs {rows} x {cols} entries") from None
     if array.size == 0 and array.ndim >= 1 and len(array) == 0:
@@ -300,8 +321,8 @@ def _factor(name: str, value: Any, rows: int, cols: int, ring: Ring) -> Array:
     elif ring.name in ("Z2", "ZT") and array.dtype.kind in "iub":
         allowed = np.isin(array, (0, 1) if ring.name == "Z2" else (-1, 0, 1))
         if not allowed.all():
-            place = _first(~allowed)
-            raise SchemeError(f"{name}{place} = {array[tuple(place)]} is not in {ring.name}")
+            at = _first(~allowed)
+            raise SchemeError(f"{name}{at} = {array[tuple(at)]} is not in {ring.name}")
         out = array.astype(np.int8)
     else:
         values = []
@@ -347,9 +368,9 @@ def triple_sum(u: Array, v: Array, w: Array) -> Array:
     """
     r = len(u)
     shape = (u.shape[1], v.shape[1], w.shape[1])
-    bound = r
+    bound = max(r, 1)  # at least as large as every single entry, too
     for f in (u, v, w):
-        bound *= max((abs(int(x)) for x in (f.max(), f.min())), default=0) if f.size else 0
+        bound *= max(1, *(abs(int(x)) for x in (f.max(), f.min()))) if f.size else 1
     kind: Any = np.float64 if bound < 2**53 else np.int64 if bound < 2**62 else object
     u, v, w = (f.astype(object).astype(kind) if f.dtype == object else f.astype(kind) for f in (u, v, w))
     out: Array = np.zeros(shape, dtype=object if kind is object else np.int64)

@@ -82,7 +82,8 @@ def round_to(x: npt.ArrayLike, dtype: str) -> npt.NDArray[np.float64]:
         return x.copy()
     _, exponent = np.frexp(x)  # |x| in [2**(e-1), 2**e)
     quantum = np.ldexp(1.0, np.maximum(exponent - 1, lowest) - (bits - 1))
-    return np.clip(np.rint(x / quantum) * quantum, -largest, largest)
+    rounded: npt.NDArray[np.float64] = np.clip(np.rint(x / quantum) * quantum, -largest, largest)
+    return rounded
 
 
 @cache
@@ -136,7 +137,7 @@ def expected_error(scheme: Scheme) -> float:
     0.25
     """
     _no_z2(scheme)
-    u, v, w = (f.reshape(scheme.rank, -1) for f in scheme.as_float())
+    u, v, w = _float_rows(scheme)
     target = matmul_tensor(scheme.shape)
     total = 0.0
     for i in range(target.shape[0]):
@@ -148,8 +149,8 @@ def expected_error(scheme: Scheme) -> float:
 def noise_gain(scheme: Scheme) -> float:
     """kappa = sum_q |u_q|^2 |v_q|^2 |w_q|^2 / (mkn)."""
     _no_z2(scheme)
-    squares = [(np.abs(f) ** 2).sum(axis=(1, 2)) for f in scheme.as_float()]
-    return float((squares[0] * squares[1] * squares[2]).sum()) / scheme.volume
+    small, middle, large = np.sort([_norms(f) for f in _float_rows(scheme)], axis=0)
+    return float(((small * large * middle) ** 2).sum()) / scheme.volume
 
 
 def error(scheme: Scheme, dtype: str) -> float:
@@ -225,20 +226,18 @@ def apriori_bound(
     eps_out = unit_roundoff(out) if out and out != compute else 0.0
     m, k, n = scheme.shape
     length = max(1, -(-inner // k))
-    nonzero = [(f != 0).reshape(scheme.rank, -1) for f in scheme.factors]
+    nonzero = [f != 0 for f in scheme.flat()]
     steps_c = int(nonzero[2].sum(axis=0).max(initial=0)) + 1
-    norms, sums = [], []
-    for f in scheme.as_float():
-        flat = np.abs(f.reshape(scheme.rank, -1))
-        norms.append(np.sqrt((flat**2).sum(axis=1)))
-        sums.append(flat.sum(axis=1))
+    rows = _float_rows(scheme)
+    norms = [_norms(f) for f in rows]
+    sums = [np.abs(f).sum(axis=1) for f in rows]
     roundings = nonzero[0].sum(axis=1) + nonzero[1].sum(axis=1) + 2 + length + steps_c
     if float(roundings.max(initial=0)) * eps >= 0.5:
         return Apriori(math.inf, math.inf)
     gamma = roundings * eps / (1 - roundings * eps)
     relative = (1 + gamma) * (1 + eps_stored) ** 2 * (1 + eps_out) - 1
     frobenius = float((norms[0] * norms[1] * norms[2] * relative).sum())
-    entries = np.einsum("q,qi->i", sums[0] * sums[1] * relative, np.abs(scheme.as_float()[2].reshape(scheme.rank, -1)))
+    entries = np.einsum("q,qi->i", sums[0] * sums[1] * relative, np.abs(rows[2]))
     return Apriori(frobenius, float(entries.max(initial=0.0)) * length)
 
 
@@ -246,7 +245,7 @@ def balanced(scheme: Scheme) -> Scheme:
     """The same R or C scheme with |u_q| = |v_q| = |w_q| in every term, so that narrow formats do not overflow."""
     if scheme.ring.exact:
         return scheme
-    norms = [np.sqrt((np.abs(f) ** 2).sum(axis=(1, 2))) for f in scheme.factors]
+    norms = [_norms(f) for f in scheme.flat()]
     size = np.cbrt(norms[0]) * np.cbrt(norms[1]) * np.cbrt(norms[2])
     with np.errstate(divide="ignore", invalid="ignore"):
         gains = [np.where(size > 0, size / x, 0.0) for x in norms]
@@ -318,6 +317,19 @@ def figures(scheme: Scheme, e: float | None = None) -> Figures:
     kappa = noise_gain(scheme)
     errors = {name: math.sqrt(e + 2 * relative_rounding(name) ** 2 * kappa) for name in DTYPES}
     return Figures(e, kappa, errors, additions(scheme), max_coefficient(scheme))
+
+
+def _float_rows(scheme: Scheme) -> tuple[Array, ...]:
+    """(u, v, w) as doubles, one row a term; rank 0 included."""
+    return tuple(f.reshape(scheme.rank, f.shape[1] * f.shape[2]) for f in scheme.as_float())
+
+
+def _norms(rows: Array) -> Array:
+    """Euclidean norms of rows; no square over- or underflows."""
+    size = np.abs(rows)
+    peak = size.max(axis=1, initial=0.0)
+    norms: Array = peak * np.sqrt(((size / np.where(peak > 0, peak, 1.0)[:, None]) ** 2).sum(axis=1))
+    return norms
 
 
 def _no_z2(scheme: Scheme) -> None:

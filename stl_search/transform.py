@@ -840,7 +840,7 @@ class _Gf2System:
         self._pivot_cols: list[int] = []
         free = np.ones(len(words), dtype=bool)
         octets = words.view(np.uint8)
-        for strip in range(-(-len(variables) // 8)):
+        for strip in range(-(-len(variables) // 8) if len(words) else 0):
             self._eliminate(words, octets, strip, free, keep)
         self._free = free
         self._reduced = octets[self._pivot_rows].copy() if keep else None

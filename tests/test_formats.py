@@ -94,9 +94,9 @@ def changed_basis(scheme: Scheme, seed: int) -> Scheme:
 
 
 def scaled(scheme: Scheme) -> Scheme:
-    """The same over Q: u by 2/3, v by 3/20, w by 10."""
+    """The same over Q: u by 2/3, v by 3/200, w by 100."""
     u, v, w = scheme.factors
-    scale = [np.array(x, dtype=object) for x in (Fraction(2, 3), Fraction(3, 20), 10)]
+    scale = [np.array(x, dtype=object) for x in (Fraction(2, 3), Fraction(3, 200), 100)]
     return Scheme(scheme.shape, "Q", *(f.astype(object) * s for f, s in zip((u, v, w), scale, strict=True)))
 
 
@@ -385,6 +385,7 @@ def test_a_literal_file_computes_the_six_products(format: str, tmp_path: Path) -
     found = load(put(tmp_path, LITERAL[format]))
     assert isinstance(found, Scheme)
     assert (found.shape, found.rank) == ((2, 1, 3), 6)
+    assert found.ring.name == ("Q" if format in ("mathematica", "arbenson", "plinopt") else "ZT")
     # evaluated on numbers, without any of the package's algebra
     a, b = np.array([[2], [3]]), np.array([[5, 7, 11]])
     c = sum((u * a).sum() * (v * b).sum() * w for u, v, w in found.terms())
@@ -515,15 +516,17 @@ def test_writing_refuses_what_it_cannot_do(tmp_path: Path) -> None:
         (lambda: write(STRASSEN, tmp_path / "a", "latex"), UsageError, "unknown format 'latex'; known: stl"),
         (lambda: write(STRASSEN, tmp_path / "a.npz", "alphatensor"), UsageError, "only read; written are"),
         (lambda: write(STRASSEN, tmp_path / "no" / "a.m"), UsageError, "cannot be written"),
+        (lambda: write(STRASSEN, tmp_path / "folder.m"), UsageError, "folder.m: cannot be written: Is a directory"),
         (lambda: formats.dumps(STRASSEN, "plinopt"), UsageError, "3 files"),
         (lambda: formats.dumps(inverse_pair(10**30), "khoruzhii"), UsageError, "64-bit"),
         (lambda: formats.dumps(inverse_pair(10**30), "npz"), UsageError, "64-bit"),
     ]
+    (tmp_path / "folder.m").mkdir()
     for act, kind, message in cases:
         with pytest.raises(kind, match=message) as caught:
             act()
         assert "\n" not in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["folder.m"]  # and no draft
     assert load(put(tmp_path, {"": formats.dumps(inverse_pair(10**30), "products")})).id == inverse_pair(10**30).id
 
 
@@ -675,6 +678,26 @@ def test_one_shape_of_several_is_chosen(tmp_path: Path) -> None:
         assert load(tmp_path / "all.npz", shape=scheme.shape).id == scheme.id
     with pytest.raises(FormatError, match="no scheme for <3,2,2>; there are 2,2,3"):
         load(tmp_path / "all.npz", shape=(3, 2, 2))
+
+
+def test_an_opcode_that_arrays_do_not_need_is_refused_even_where_it_changes_nothing(tmp_path: Path) -> None:
+    objects = np.empty(3, dtype=object)
+    objects[:] = columns(STRASSEN, True)
+    good = pickle.dumps(objects, protocol=4)
+    for tail, message in (
+        (b".", None),
+        (b"}0.", "a pickle that uses EMPTY_DICT"),
+        (b"cos\nsystem\n0.", "names 'os system'"),
+    ):
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr("2,2,2.npy", npy_header("|O", "(3,)") + good[:-1] + tail)
+        path = put(tmp_path, {"": out.getvalue()})
+        if message is None:
+            assert load(path).id == STRASSEN.id
+        else:
+            with pytest.raises(FormatError, match=message):
+                load(path)
 
 
 class Evil:
@@ -1055,12 +1078,12 @@ def test_a_border_rank_file_is_proved_of_order_one(tmp_path: Path) -> None:
     assert abs(errors[1] / errors[2] - 10) < Fraction(1, 10)
 
 
-@pytest.mark.parametrize("x", [Fraction(1, 7), 0.03, "1/50", "1e-3", -0.2])
+@pytest.mark.parametrize("x", [Fraction(1, 7), 0.03, np.float32(0.125), "1/50", "1e-3", -0.2])
 def test_at_an_x_it_is_a_scheme_over_r_with_the_error_foretold(x: Any, tmp_path: Path) -> None:
     path = put(tmp_path, {"": BINI.encode()})
     scheme, bini = read(path, x=x), laurent(BINI, tmp_path)
     assert (scheme.shape, scheme.rank, scheme.ring.name) == ((3, 2, 2), 10, "R")
-    value = float(Fraction(x))
+    value = float(Fraction(float(x) if isinstance(x, np.generic) else x))
     assert sorted(set(np.abs(scheme.u).ravel().tolist())) == sorted({0.0, abs(value), 1.0})
     # E(x) comes from the exact residual's polynomial, E of the scheme from its rounded coefficients: |w| is 1/x, so
     # rounding moves the residual by at most about 2^-53 sum |u||v||w| = 2^-53 * 40 / x
@@ -1218,9 +1241,14 @@ def test_laurent_schemes_check_their_shapes() -> None:
 
 
 def test_too_many_powers_are_refused(tmp_path: Path) -> None:
-    row = " ".join(f"x{i}" for i in range(17))
-    with pytest.raises(BudgetError, match="17, 17 and 17 powers of x: too many"):
-        load(put(tmp_path, {"": f"# long\n{row}\n#\n{row}\n#\n{row}\n".encode()}))
+    for side, powers, message in (
+        (3, 50, "50, 50 and 50 powers of x: too many for <3,3,3>"),
+        (16, 99, "polynomials with more"),
+    ):
+        row = " ".join(f"x{i + 1}" for i in range(powers)) + "\n"
+        text = "# long\n" + "#\n".join([row * side**2] * 3)
+        with pytest.raises(BudgetError, match=message):
+            load(put(tmp_path, {"": text.encode()}))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -82,6 +84,12 @@ def test_a_table_is_frozen_and_survives_pickling() -> None:
     copy = Group(source)
     source[0, 0] = 3
     assert copy.table[0, 0] == 0
+
+
+def test_every_array_that_is_handed_out_is_read_only() -> None:
+    g = dihedral(4)
+    arrays = [g.table, g.inverse, g.power(3), g.element_orders, g.class_of, g.class_sizes, g.class_power(2)]
+    assert not any(a.flags.writeable for a in arrays)
 
 
 def test_equality_sees_names_and_labels() -> None:
@@ -176,6 +184,15 @@ def test_from_permutations_refuses_other_sequences() -> None:
         with pytest.raises(GroupError, match="must be permutations"):
             from_permutations(bad)
     assert from_permutations([]).order == 1
+
+
+def test_the_folder_loads_nothing_heavy() -> None:
+    program = (
+        "import sys, stl_search.groups as g; g.real_irreps(g.get('AGL(1,5) x C2'));"
+        "print(*(m for m in ('sympy', 'galois', 'numba', 'torch', 'scipy') if m in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
 
 
 # Subgroups.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -116,6 +117,13 @@ def test_known_automorphism_groups() -> None:
     assert automorphism_group(dihedral(12)).order == 12 * 4
     with pytest.raises(BudgetError, match="9999360"):
         automorphism_group(elementary_abelian(2, 5)).elements()
+
+
+def test_invariants_as_json_survive_a_round_trip() -> None:
+    for id in ("1.1", "24.12", "60.5"):
+        content = invariants(small_group(id)).as_json()
+        assert json.loads(json.dumps(content)) == content
+    assert invariants(small_group("24.12")).as_json()["element_orders"] == [[1, 1], [2, 9], [3, 8], [4, 6]]
 
 
 def test_generators_and_transversals_are_automorphisms() -> None:

@@ -22,7 +22,7 @@ BARE = {*LINKED, "cli"}  # names that belong to other packages on the index, nev
 FOUNDATION = {"errors", "rings"}
 COEFFICIENTS = FOUNDATION | {"scheme", "verify", "transform", "score", "formats"}
 RUNTIME = COEFFICIENTS | {"kernels", "catalog", "runtime"}
-BENCH = RUNTIME | {"groups", "search", "nn", "bench", "__init__"}
+BENCH = RUNTIME | {"decompose", "discretize", "groups", "search", "nn", "bench", "__init__"}
 ALL = BENCH | {"cli"}
 
 # Layer -> layers that it may import, besides itself. A layer is a module or package directly inside stl_search;
@@ -33,12 +33,14 @@ LAYERS: dict[str, set[str]] = {
     "scheme": FOUNDATION,
     "verify": FOUNDATION | {"scheme"},
     "transform": FOUNDATION | {"scheme"},
+    "decompose": FOUNDATION | {"scheme"},
+    "discretize": FOUNDATION | {"scheme", "decompose", "verify"},
     "score": FOUNDATION | {"scheme"},
     "formats": FOUNDATION | {"scheme", "transform", "verify"},
     "groups": FOUNDATION,
     "kernels": FOUNDATION | {"scheme", "score"},
     "catalog": COEFFICIENTS,
-    "search": COEFFICIENTS | {"groups", "kernels", "catalog"},
+    "search": COEFFICIENTS | {"decompose", "discretize", "groups", "kernels", "catalog"},
     "runtime": RUNTIME,
     "nn": RUNTIME,
     "bench": BENCH,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.resources
+import json
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -74,6 +75,20 @@ def test_the_shipped_catalog_is_there_and_holds() -> None:
     assert stl.load("catalog:best?shape=2,2,2&rank=7").rank == 7
     done = command("verify", *(str(f) for f in files if f.name.startswith("2x2x2_")))
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_catalog_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STL_CATALOG", str(tmp_path / "mine"))
+    path = stl.catalog.add(STRASSEN, {"strategy": "smoke"})
+    assert stl.load(path) == STRASSEN
+    assert command("verify", str(path)).returncode == 0
+    shown = command("catalog", "show", "catalog:best?shape=2,2,2&rank=7&ring=ZT", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)["rank"] == 7
+    path.write_text(path.read_text("utf-8").replace("[1,0,0,1]", "[1,0,0,0]", 1), "utf-8")
+    done = command("verify", str(path))
+    assert done.returncode == 1
+    assert "coefficient of A[1,1] B[0,0] in C[0,0] is -1, must be 0" in done.stdout
 
 
 def test_the_command_is_installed() -> None:

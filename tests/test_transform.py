@@ -32,6 +32,7 @@ STRASSEN = Scheme(
     [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
 )
 RECTANGULAR = tf.extend(STRASSEN, (2, 3, 4))  # rank 23
+TIMELESS = settings(deadline=None)  # machines are slow at times
 EXACT_SCHEMES = [
     STRASSEN,
     RECTANGULAR,
@@ -131,6 +132,7 @@ def invertible(draw: st.DrawFn, size: int, over: str) -> np.ndarray:
 # Definitions, on random schemes
 
 
+@TIMELESS
 @given(st.data())
 def test_change_basis_does_what_its_formula_says(data: st.DataObject) -> None:
     s = data.draw(schemes(data.draw(st.sampled_from(EXACT))))
@@ -147,6 +149,7 @@ def as_residues(matrix: np.ndarray) -> np.ndarray:
     return np.array([[Fraction(e).numerator % 2 for e in row] for row in matrix.tolist()], dtype=object)
 
 
+@TIMELESS
 @given(st.data())
 def test_change_basis_is_a_group_action(data: st.DataObject) -> None:
     s = data.draw(schemes(data.draw(st.sampled_from(EXACT))))
@@ -157,6 +160,7 @@ def test_change_basis_is_a_group_action(data: st.DataObject) -> None:
     assert tf.change_basis(tf.change_basis(s, *first), *back) == tf.smallest_ring(s)
 
 
+@TIMELESS
 @given(st.data())
 def test_transpose_and_cyclic_on_matrices(data: st.DataObject) -> None:
     s = data.draw(schemes())
@@ -170,6 +174,7 @@ def test_transpose_and_cyclic_on_matrices(data: st.DataObject) -> None:
     assert same(s, np.array([left]), np.array([right]))
 
 
+@TIMELESS
 @given(schemes())
 def test_permutations_form_a_group(s: Scheme) -> None:
     one = tf.smallest_ring(s)
@@ -183,6 +188,7 @@ def test_permutations_form_a_group(s: Scheme) -> None:
         assert tf.permute_to(t, s.shape).rank == s.rank
 
 
+@TIMELESS
 @given(st.data())
 def test_kron_is_a_scheme_on_blocks(data: st.DataObject) -> None:
     s, t = data.draw(schemes("Q")), data.draw(schemes("Z"))
@@ -200,6 +206,7 @@ def test_kron_is_a_scheme_on_blocks(data: st.DataObject) -> None:
     assert same(s, run(product, a, b), c.swapaxes(1, 2).reshape(m1 * m2, n1 * n2))
 
 
+@TIMELESS
 @given(st.data(), st.sampled_from(NAMES))
 def test_direct_sums_on_matrices(data: st.DataObject, ring: str) -> None:
     m, k, n = shape = data.draw(SIDES)
@@ -216,6 +223,7 @@ def test_direct_sums_on_matrices(data: st.DataObject, ring: str) -> None:
     assert same(s, run(tf.sum_n(s, t), a, b), np.hstack([run(s, a, b[:, :n]), run(t, a, b[:, n:])]))
 
 
+@TIMELESS
 @given(st.data())
 def test_extension_adds_the_standard_products(data: st.DataObject) -> None:
     s = data.draw(schemes())
@@ -230,6 +238,7 @@ def test_extension_adds_the_standard_products(data: st.DataObject) -> None:
     assert same(s, run(big, a, b), want)
 
 
+@TIMELESS
 @given(st.data())
 def test_projection_embeds_and_reads_off(data: st.DataObject) -> None:
     s = data.draw(schemes())
@@ -246,6 +255,7 @@ def test_projection_embeds_and_reads_off(data: st.DataObject) -> None:
     assert all(f.any() for term in small.terms() for f in term)
 
 
+@TIMELESS
 @given(st.data())
 def test_simplify_keeps_the_value_and_leaves_nothing_to_merge(data: st.DataObject) -> None:
     s = data.draw(schemes())
@@ -305,7 +315,7 @@ def test_transforms_of_exact_schemes_are_exact(s: Scheme, step: int) -> None:
         assert verify(z).rings == ("Z2",)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_chains_of_transforms_verify(data: st.DataObject) -> None:
     s = data.draw(st.sampled_from(EXACT_SCHEMES))
@@ -336,6 +346,7 @@ def test_simplified_projection_of_strassen_squared_is_smaller() -> None:
     assert verify(tf.simplify(column)).kind == "exact"
 
 
+@TIMELESS
 @given(SIDES, st.sampled_from(NAMES))
 def test_classical_is_the_standard_algorithm(shape: tuple[int, int, int], ring: str) -> None:
     s = tf.classical(shape, ring)
@@ -348,12 +359,13 @@ def test_big_coefficients_do_not_overflow() -> None:
     big = 2**40
     x = [[1, big], [0, 1]]
     s = tf.change_basis(STRASSEN, x, x, x)
-    assert max(abs(c) for c in s.coefficients()) >= big**2 > 2**63
+    assert max(abs(c) for c in s.coefficients()) > 2**79
     assert verify(s).rings == ("Z2", "Z", "Q")
     assert verify(tf.kron(s, s)).kind == "exact"
     assert tf.change_basis(s, *[tf.inverse(x)] * 3) == STRASSEN
 
 
+@TIMELESS
 @given(st.integers(0, 2**32 - 1))
 def test_error_and_noise_gain_are_invariant_under_orthogonal_and_unitary_changes(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -374,6 +386,7 @@ def test_error_and_noise_gain_are_invariant_under_orthogonal_and_unitary_changes
         assert expected_error(t) == pytest.approx(expected_error(s), rel=tolerance)
 
 
+@TIMELESS
 @given(schemes(ring="R"), st.integers(0, 2**32 - 1))
 def test_exact_residual_is_invariant_under_signed_permutations(s: Scheme, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -421,6 +434,7 @@ def test_leaving_the_ring_is_tagged_and_mixing_with_z2_refused() -> None:
         tf.kron(z, Scheme((1, 1, 1), "Q", [[Fraction(1, 2)]], [[2]], [[1]]))
 
 
+@TIMELESS
 @given(schemes(), st.sampled_from(NAMES))
 def test_change_of_ring_keeps_values_or_refuses(s: Scheme, name: str) -> None:
     values = list(s.coefficients())
@@ -433,9 +447,9 @@ def test_change_of_ring_keeps_values_or_refuses(s: Scheme, name: str) -> None:
             exact = [Fraction(x.real if isinstance(x, complex) else x) for x in values]
             assert any(x.denominator % 2 == 0 for x in exact) or any(complex(x).imag for x in values)
         else:
-            fits = {"ZT": (-1, 0, 1), "Z": range(-(2**60), 2**60)}
-            real = [x.real if isinstance(x, complex) else x for x in values]
-            beyond = name in fits and any(x not in fits[name] for x in real)
+            real = [Fraction(x.real if isinstance(x, complex) else x) for x in values]
+            limit = {"ZT": 1, "Z": math.inf}
+            beyond = name in limit and any(x.denominator > 1 or abs(x) > limit[name] for x in real)
             assert beyond or any(complex(x).imag for x in values)
         return
     assert t.ring.name == name
@@ -499,6 +513,7 @@ def test_bad_requests_are_refused(call: Callable[[], object], complaint: str) ->
         call()
 
 
+@TIMELESS
 @given(st.data(), st.integers(1, 5))
 def test_inverse(data: st.DataObject, size: int) -> None:
     g = data.draw(invertible(size, "Q"))
@@ -548,10 +563,12 @@ def test_lift_of_strassen_squared_is_ternary_and_fast() -> None:
     assert verify(result.scheme).rings == ("Z2", "ZT", "Z", "Q")
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_lift_of_strassen_squared_in_any_basis(seed: int) -> None:
-    z = random_basis(tf.kron(STRASSEN, STRASSEN), np.random.default_rng(seed))
+@pytest.mark.parametrize(("shape", "seed"), [*[((4, 4, 4), seed) for seed in range(8)], ((5, 5, 5), 0)])
+def test_lift_of_strassen_squared_in_any_basis(shape: tuple[int, int, int], seed: int) -> None:
+    z = random_basis(tf.extend(tf.kron(STRASSEN, STRASSEN), shape), np.random.default_rng(seed))
+    start = time.process_time()
     result = tf.lift(z)
+    assert time.process_time() - start < (1 if shape == (4, 4, 4) else 30)
     assert result.scheme is not None, result.reason
     assert "Z" in verify(result.scheme).rings
     assert tf.to_ring(result.scheme, "Z2") == z
@@ -573,18 +590,19 @@ def test_hensel_lift_holds_modulo_what_it_says(s: Scheme, seed: int, steps: int)
 
 
 def test_a_lift_with_fractions_is_found_by_rational_reconstruction() -> None:
-    # <1,4,1> with v = J - I fixed (determinant -3): the only u that goes with it is (J - I)^-1 = J/3 - I
-    j = np.ones((4, 4), dtype=int) - np.eye(4, dtype=int)
-    z = Scheme((1, 4, 1), "Z2", j, j, np.ones((4, 1), dtype=int))
+    # <1,7,1>, sum_q u_q v_q^T = 1: for most u a ternary lift comes first, for this one (of 150 random ones) fractions
+    rows = ["0001101", "1001001", "0001010", "1110111", "0101000", "0011000", "1101010"]
+    u = np.array([[int(bit) for bit in row] for row in rows])
+    z = Scheme((1, 7, 1), "Z2", u, tf.inverse(u, 2).T, np.ones((7, 1), dtype=int))
     result = tf._climb(z, tf._checked_target(z), 20)
     assert result.scheme is not None
-    assert result.scheme.ring.name == "Q"
-    assert {abs(Fraction(x)) for x in result.scheme.u.ravel().tolist()} == {Fraction(1, 3), Fraction(2, 3)}
-    assert "Z2" in verify(result.scheme).rings
+    assert verify(result.scheme).rings == ("Z2", "Q")
     assert tf.to_ring(result.scheme, "Z2") == z
-    whole = tf.lift(z)  # a better choice exists
+    assert result.modulus_bits == 6
+    whole = tf.lift(z)  # the search for signs, or the sparse basis, does better
     assert whole.scheme is not None
     assert "Z" in verify(whole.scheme).rings
+    assert tf.to_ring(whole.scheme, "Z2") == z
 
 
 def test_what_cannot_be_lifted_is_refused_with_the_reason() -> None:
@@ -612,7 +630,7 @@ def test_lift_refuses_what_is_no_z2_scheme() -> None:
     broken[0, 0, 0] ^= 1
     z = tf.to_ring(STRASSEN, "Z2")
     for call in (tf.lift, lambda s: tf.hensel_lift(s, 1)):
-        with pytest.raises(VerificationError, match="not a <2,2,2> scheme over Z2: 2 coefficients are wrong modulo 2"):
+        with pytest.raises(VerificationError, match="not a <2,2,2> scheme over Z2: 4 coefficients are wrong modulo 2"):
             call(Scheme((2, 2, 2), "Z2", broken, z.v, z.w))
     with pytest.raises(SchemeError, match="steps is -1"):
         tf.hensel_lift(z, -1)
@@ -646,24 +664,23 @@ def rank2(columns: list[int]) -> int:
     return len(basis)
 
 
+@TIMELESS
 @given(st.data())
 def test_the_linear_solver_against_plain_elimination(data: st.DataObject) -> None:
     z = data.draw(schemes("Z2"))
     flat = z.flat()
     columns = tangents(z)
     variables = [(which, *place) for which in range(3) for place in np.ndindex(flat[which].shape)]
-    order = data.draw(st.permutations(range(len(columns))))
-    order = order[: data.draw(st.integers(0, len(order)))]  # some variables only
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    order = rng.permutation(len(columns))[: rng.integers(0, len(columns) + 1)].tolist()  # some variables only
     chosen = [columns[i] for i in order]
     system = tf._Gf2System(flat, np.array([variables[i] for i in order], dtype=np.int64).reshape(-1, 3), keep=True)
     size = math.prod(f.shape[1] for f in flat)
     for _ in range(3):
-        if data.draw(st.booleans()):  # in the span
-            e = 0
-            for column in chosen:
-                e ^= column * data.draw(st.integers(0, 1))
-        else:
-            e = data.draw(st.integers(0, 2**size - 1))
+        e = 0
+        for column in itertools.compress(chosen, rng.integers(0, 2, len(chosen))):
+            e ^= column  # in the span,
+        e ^= int(rng.integers(0, 2)) << int(rng.integers(0, size))  # or perhaps not
         right = np.array([(e >> i) & 1 for i in range(size)], dtype=np.uint8)
         found = system.solve(right)
         assert (found is not None) == (rank2([*chosen, e]) == rank2(chosen))
@@ -695,6 +712,7 @@ def test_the_solver_prefers_variables_in_their_order() -> None:
         assert not found[second].any()
 
 
+@TIMELESS
 @given(st.integers(-40, 40), st.integers(0, 20).map(lambda x: 2 * x + 1), st.integers(12, 40))
 def test_rational_reconstruction(p: int, q: int, bits: int) -> None:
     x = Fraction(p, q)

@@ -126,7 +126,8 @@ def request_of(encoder: Any, rtol: float | None = None, speedup: float | None = 
     Raises UsageError when rtol or speedup come with an encoder that names one scheme, or are no positive numbers.
     """
     for name, value in (("rtol", rtol), ("speedup", speedup)):
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not (number and math.isfinite(value) and value > 0):
             raise UsageError(f"{name} is {value!r:.40}, must be a positive number")
     selector = None
     if encoder is None:

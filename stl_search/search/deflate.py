@@ -113,7 +113,7 @@ def _split(factors: _Factors, rng: np.random.Generator) -> _Factors:
     """One term u (x) v (x) w becomes (u + d) (x) v (x) w/2 and (u - d) (x) v (x) w/2 with a random direction d."""
     u, v, w = factors
     q = int(rng.integers(len(u)))
-    d = rng.standard_normal(u.shape[1])
+    d: decompose.Floats = rng.standard_normal((u.shape[1],))
     d *= np.linalg.norm(u[q]) / (np.linalg.norm(d) + 1e-300)
     return (
         np.vstack([np.delete(u, q, 0), u[q] + d, u[q] - d]),

@@ -29,13 +29,15 @@ def variables(shape: Shape, rank: int) -> int:
 
 
 def solve_approximate(
-    shape: Shape, rank: int, lam: float, rng: np.random.Generator, polish: int = 600
+    shape: Shape, rank: int, lam: float, rng: np.random.Generator, polish: int = 600, clock: Clock | None = None
 ) -> tuple[decompose.Batch, decompose.Floats]:
     """(batch, F): random starts, first against strong noise, then the asked one, the better half polished."""
     size = batch_size(rank)
     batch = decompose.random_batch(shape, rank, size, rng)
     batch, _ = decompose.refine(shape, batch, max(lam, 1e-3), 150)
     batch, f = decompose.refine(shape, batch, lam, 150)
+    if clock is not None and clock.expired():
+        return batch, f
     keep = np.argsort(f, kind="stable")[: max(1, size // 2)]
     return decompose.refine(shape, (batch[0][keep], batch[1][keep], batch[2][keep]), lam, polish)
 
@@ -57,7 +59,7 @@ def solve_exact(shape: Shape, rank: int, ring: str, rng: np.random.Generator, cl
     )
     if f[0] > 1e-18 or clock.expired():
         return None
-    return discretize(decompose.scheme_of(shape, batch), ring, rng, clock.deadline, attempts=60)
+    return discretize(decompose.scheme_of(shape, batch), ring, rng, clock.deadline, attempts=25)
 
 
 class Numeric:
@@ -82,7 +84,7 @@ class Numeric:
                 if clock.expired():
                     return
             return
-        batch, f = solve_approximate(problem.shape, problem.rank, problem.lam, rng)
+        batch, f = solve_approximate(problem.shape, problem.rank, problem.lam, rng, clock=clock)
         for i in np.argsort(f, kind="stable")[:4]:
             yield decompose.scheme_of(problem.shape, batch, int(i))
 

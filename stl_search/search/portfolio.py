@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import stl_search
-from stl_search import score, transform, verify
+from stl_search import __version__, score, transform, verify
 from stl_search.catalog import store
-from stl_search.errors import CatalogError, StlError, UsageError
+from stl_search.errors import StlError, UsageError
 from stl_search.scheme import Scheme, Shape
 from stl_search.search import bounds, strategy
 from stl_search.search.compose import splits
@@ -29,6 +28,7 @@ from stl_search.search.problem import Entry, Pool, Problem, cost
 
 __all__ = ["Progress", "Result", "discover"]
 
+_ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package: a checkout, or site-packages
 _TIE = 1e-6  # a find must have E below the line 1 - r/(mkn) by more than this
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -159,7 +159,7 @@ def discover(
             reason = f"impossible: every exact scheme over {problem.ring} has rank >= {bound.rank} ({bound.source})"
             return Result(False, problem, None, None, None, None, None, None, 0.0, 0, reason)
     strategy.suitable(problem, Pool(problem))
-    header = {"search": problem.key(workers, stl_search.__version__), "version": stl_search.__version__}
+    header = {"search": problem.key(workers, __version__), "version": __version__}
     with Journal(folder / ".journal" / header["search"], header, fresh) as journal:
         run = _Run(problem, workers, time, steps, journal, progress)
         result = run.finish(run.search(), folder)
@@ -333,7 +333,7 @@ class _Run:
             "seed": problem.seed,
             "steps": jobs,
             "workers": self.workers,
-            "version": stl_search.__version__,
+            "version": __version__,
             "commit": _commit(),
             # a run bounded by steps writes the same file every time, so it records no clock
             "seconds": None if self.steps is not None else round(seconds, 1),
@@ -393,7 +393,7 @@ class _Run:
             for entry in store.candidates(shape, dirs=dirs):
                 if shape == self.problem.shape and not -8 <= entry.rank - self.problem.rank <= 12:
                     continue
-                with contextlib.suppress(CatalogError):
+                with contextlib.suppress(StlError):  # a broken entry is no reason not to search
                     scheme = store.scheme_of(entry, shape)
                     if scheme.ring.name in ("Z2", "C") or (self.problem.exact and not scheme.ring.exact):
                         continue
@@ -429,20 +429,22 @@ class _Worker:
     def __init__(self, problem: Problem, initial: list[dict[str, Any]], inbox: queue.Queue[Any]) -> None:
         environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
         # the same library as the parent's, also when it runs from a checkout that is not installed
-        root = str(Path(stl_search.__file__).resolve().parent.parent)
+        root = str(_ROOT)
         environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "stl_search.search.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
+            start_new_session=True,  # Ctrl-C is for the parent, which ends its workers quietly
         )
         self.fed = 0
         self._send({"problem": dataclasses.asdict(problem)})
         for message in initial:
             self._send(message)
         self._inbox = inbox
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._reader = threading.Thread(target=self._listen, daemon=True)
+        self._reader.start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
@@ -468,9 +470,11 @@ class _Worker:
         """Kill it and wait for it."""
         self.process.kill()
         self.process.wait()
-        assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
+        self._reader.join()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
 
 
 def _entry(problem: Problem, scheme: Scheme, name: str) -> Entry:
@@ -483,7 +487,7 @@ def _message(entry: Entry) -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout that runs, when it is one."""
-    root = Path(stl_search.__file__).resolve().parent.parent
+    root = _ROOT
     if not (root / ".git").exists():
         return None
     with contextlib.suppress(OSError, subprocess.SubprocessError):

@@ -1,0 +1,85 @@
+"""Contract tests that any strategy must pass: subclass, name the strategy and a small problem, and collect with pytest.
+
+class TestNumeric(StrategyContract):
+    strategy = "numeric"
+    problem = Problem((2, 2, 2), 5)
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stl_search import score
+from stl_search.search import strategy as registry
+from stl_search.search.problem import Entry, Pool, Problem, cost
+from stl_search.search.strategy import Clock
+from stl_search.verify import residual, verify
+
+__all__ = ["StrategyContract"]
+
+
+class _Expired(Clock):
+    """A clock that has run out, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.asked = 0
+
+    def expired(self) -> bool:
+        self.asked += 1
+        return True
+
+
+class StrategyContract:
+    """What the portfolio relies on: honest schemes, randomness from the generator alone, respect for the clock."""
+
+    strategy: str
+    problem: Problem
+    jobs: int = 4
+
+    def _play(self, jobs: int, seed: int = 0) -> tuple[Pool, list[str]]:
+        """``jobs`` jobs in turn on one pool; the pool and the ids of all schemes yielded, in order."""
+        chosen = registry.get(self.strategy)
+        pool, ids = Pool(self.problem), []
+        for job in range(jobs):
+            for scheme in chosen.run(self.problem, pool, np.random.default_rng([seed, job]), Clock(None)):
+                ids.append(scheme.id)
+                pool.add(Entry(cost(self.problem, scheme), scheme.id, scheme, chosen.name))
+        return pool, ids
+
+    def test_it_is_registered_and_applies(self) -> None:
+        chosen = registry.get(self.strategy)
+        assert chosen.name == self.strategy
+        assert chosen.weight(self.problem, Pool(self.problem)) > 0
+
+    def test_it_finds_what_is_asked(self) -> None:
+        pool, _ = self._play(self.jobs)
+        best = pool.best(self.problem.shape, self.problem.rank)
+        assert best is not None
+        assert best.scheme.shape == self.problem.shape
+        assert best.scheme.rank <= self.problem.rank
+        if self.problem.exact:
+            verify(best.scheme)
+        else:
+            floor = score.floor(self.problem.shape, best.scheme.rank)
+            assert floor <= float(residual(best.scheme)) < score.line(self.problem.shape, best.scheme.rank) - 1e-6
+
+    def test_every_scheme_is_what_it_claims(self) -> None:
+        pool, _ = self._play(self.jobs)
+        for entry in pool:
+            if self.problem.exact:
+                verify(entry.scheme)  # an exact strategy yields proved schemes only
+            else:
+                assert entry.scheme.ring.name == "R"
+                assert abs(float(residual(entry.scheme)) - score.expected_error(entry.scheme)) < 1e-12
+
+    def test_the_generator_decides_everything(self) -> None:
+        assert self._play(3)[1] == self._play(3)[1]
+        assert self._play(3)[1] != self._play(3, seed=1)[1] or self.problem.exact
+
+    def test_an_expired_clock_ends_the_job(self) -> None:
+        chosen = registry.get(self.strategy)
+        pool, _ = self._play(2)
+        clock = _Expired()
+        list(chosen.run(self.problem, pool, np.random.default_rng(0), clock))
+        assert clock.asked > 0, "the job did not look at its clock"

@@ -1,0 +1,276 @@
+"""The choice between schemes and dense: what open selectors may take, what they never take, and what is said of it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stl_search import score, transform
+from stl_search.catalog import store
+from stl_search.errors import NotFoundError, UsageError
+from stl_search.kernels.plan import Plan
+from stl_search.runtime import dispatch
+from stl_search.runtime.amm import amm, encode_rhs
+from stl_search.runtime.dispatch import Problem, explain, request_of
+from stl_search.scheme import Scheme
+
+STRASSEN = Scheme(
+    (2, 2, 2),
+    "ZT",
+    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
+    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
+    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
+)
+SQUARED = transform.kron(STRASSEN, STRASSEN)
+LONG = transform.sum_n(transform.sum_n(STRASSEN, STRASSEN), STRASSEN)  # <2,2,6>, rank 21
+NOISY = transform.change_basis(STRASSEN, [[1, 40], [0, 1]], [[1, 0], [0, 1]], [[1, 0], [30, 1]])  # exact, kappa > 1e6
+HALF = Scheme((2, 2, 2), "R", *(f[:4] for f in transform.classical((2, 2, 2)).as_float()))  # E = 1/2
+CLOSE = Scheme((2, 2, 2), "R", STRASSEN.u * 1.0, STRASSEN.v * 1.0, STRASSEN.w * (1 - 1e-4))  # E = 1e-8
+MODULO_2 = Scheme((2, 2, 2), "Z2", *(f % 2 for f in STRASSEN.factors))
+OVER_C = Scheme((2, 2, 2), "C", *(f[:6] for f in (STRASSEN.u * 1j, STRASSEN.v * -1j, STRASSEN.w)))
+HUGE = (65536, 65536, 65536)  # large enough for one level of Strassen, by the model
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty user catalog beside an empty shipped one; the user's folder is returned."""
+    monkeypatch.setenv("STL_CATALOG", str(tmp_path / "mine"))
+    monkeypatch.setattr(store, "shipped_dir", lambda: tmp_path / "shipped")
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose memory costs nothing: the model counts multiplications alone, small products use schemes too."""
+    monkeypatch.setattr(dispatch, "BALANCE", {"cpu": 0.0})
+    monkeypatch.setattr(dispatch, "NARROW_LOSS", {"cpu": 1.0})
+
+
+def keep(*schemes: Scheme) -> list[Path]:
+    return [store.add(scheme, {"strategy": "test"}) for scheme in schemes]
+
+
+def rank_of(found: dispatch.Explanation) -> int | None:
+    return None if found.scheme is None else found.scheme.rank
+
+
+def test_a_small_product_is_dense_before_any_catalog_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unwanted(*args: Any, **options: Any) -> Any:
+        raise AssertionError("the catalog was opened")
+
+    monkeypatch.setattr(store, "candidates", unwanted)
+    for shape in ((8, 8, 8), (128, 128, 128), (1, 10**6, 1), (0, 5, 5), (4096, 1, 4096)):
+        found = explain(shape)
+        assert found.plan is None
+        assert found.scheme is None
+        assert "moving its operands" in found.reason
+    assert amm(np.eye(3), np.eye(3)).tolist() == np.eye(3).tolist()
+    with pytest.raises(AssertionError, match="opened"):
+        explain(HUGE)
+
+
+def test_an_empty_catalog_means_dense_and_says_so() -> None:
+    found = explain(HUGE)
+    assert found.plan is None
+    assert "no exact scheme" in found.reason
+    assert found.cost == 1.0
+    assert found.predicted_error == score.relative_rounding("fp32")
+    assert "independent zero-mean" in found.assumption
+    assert str(found).startswith("dense: ")
+    assert "\n" not in str(found)
+
+
+def test_without_a_bound_the_fastest_exact_scheme_is_taken() -> None:
+    keep(STRASSEN, HALF, MODULO_2, OVER_C)
+    assert explain(HUGE).scheme == STRASSEN
+    keep(LONG)
+    keep(SQUARED)
+    found = explain(HUGE)
+    assert found.scheme == SQUARED
+    assert found.plan is not None
+    assert 49 / 64 < found.cost < dispatch.MARGIN
+    assert found.considered == 3
+    assert found.predicted_error == found.plan.predicted_error
+    assert explain(HUGE, encoder="catalog:best?shape=2,2,2").scheme == STRASSEN
+    assert explain(HUGE, encoder="catalog:best?max_rank=48").scheme == STRASSEN
+    assert explain((768, 768, 768)).plan is None
+    assert "not faster" in explain((768, 768, 768)).reason
+
+
+def test_an_exact_scheme_that_ruins_precision_is_not_taken_unasked() -> None:
+    keep(NOISY)
+    error = Plan(NOISY).predicted_error
+    assert error > 100 * dispatch.MAX_ROUNDINGS * score.relative_rounding("fp32")
+    assert explain(HUGE).plan is None
+    assert explain(HUGE, rtol=1.01 * error).scheme == NOISY
+
+
+def test_what_is_exact_up_to_rounding_depends_on_the_dtype(eager: None) -> None:
+    keep(CLOSE)
+    assert score.expected_error(CLOSE) == pytest.approx(1e-8)
+    assert explain(HUGE, "bf16").scheme is not None
+    assert explain(HUGE, "fp16").scheme is not None
+    assert explain(HUGE, "fp32").scheme is None
+    assert explain(HUGE, torch.float64).scheme is None
+
+
+def test_rtol_takes_the_fastest_within() -> None:
+    keep(STRASSEN, SQUARED, HALF)
+    e = math.sqrt(0.5)
+    assert rank_of(explain(HUGE, rtol=1.001 * e)) == 4
+    assert rank_of(explain(HUGE, encoder=f"catalog:best?rtol={1.001 * e}")) == 4
+    assert explain(HUGE, rtol=0.999 * e).scheme == SQUARED
+    found = explain(HUGE, rtol=1e-9)
+    assert found.plan is None
+    assert found.reason == "no scheme has a predicted error within 1e-09, nor has dense"
+
+
+def test_rtol_counts_all_that_is_rounded(eager: None) -> None:
+    keep(STRASSEN)
+    for out in ("bf16", "fp32"):
+        error = Plan(STRASSEN, "bf16", out=out).predicted_error
+        assert explain(HUGE, "bf16", rtol=1.01 * error, out_dtype=out).scheme == STRASSEN
+        assert explain(HUGE, "bf16", rtol=0.99 * error, out_dtype=out).scheme is None
+
+
+def test_speedup_takes_the_most_accurate_that_is_fast_enough() -> None:
+    keep(STRASSEN, SQUARED, HALF)
+    assert explain(HUGE, speedup=8 / 7).scheme == STRASSEN
+    assert explain((4096,) * 3, speedup=8 / 7).scheme is None  # the most accurate is no faster than dense
+    assert explain(HUGE, speedup=1.2).scheme == SQUARED
+    assert rank_of(explain(HUGE, speedup=1.5)) == 4
+    assert explain(HUGE, speedup=1.5, rtol=0.1).scheme is None
+    with pytest.raises(NotFoundError, match=r"cuts multiplications 2\.5 times; at most 2 times"):
+        explain(HUGE, speedup=2.5)
+
+
+def test_complex_operands_may_use_complex_schemes_when_asked(eager: None) -> None:
+    keep(OVER_C)
+    assert explain(HUGE, "complex64", rtol=2.0).scheme is None
+    found = explain(HUGE, "complex64", "catalog:best?ring=C", rtol=2.0).scheme
+    assert found is not None
+    assert (found.ring.name, found.rank) == ("C", 6)
+    assert explain(HUGE, "fp32", "catalog:best?ring=C", rtol=2.0).scheme is None
+
+
+def test_schemes_modulo_2_are_never_run() -> None:
+    keep(MODULO_2)
+    assert explain(HUGE, rtol=10.0).scheme is None
+
+
+def test_an_entry_serves_every_permutation_of_its_shape(eager: None) -> None:
+    keep(LONG)
+    for shape in itertools.permutations((2, 2, 6)):
+        sizes = tuple(side if side == 6 else 1000 for side in shape)  # only this orientation needs no padding
+        scheme = explain(sizes).scheme
+        assert scheme is not None
+        assert scheme.shape == shape
+        a, b = np.ones(sizes[:2]), np.ones(sizes[1:])
+        np.testing.assert_array_equal(amm(a, b), a @ b)
+
+
+def test_a_file_that_does_not_hold_is_passed_over(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (path,) = keep(SQUARED)
+    keep(STRASSEN)
+    assert explain(HUGE).scheme == SQUARED
+    obj = json.loads(path.read_text())
+    obj["u"][0][0] *= -1
+    path.write_text(json.dumps(obj))
+    assert explain(HUGE).scheme == STRASSEN
+
+
+def test_amm_does_what_explain_says(eager: None, home: Path) -> None:
+    keep(STRASSEN, HALF)
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 10, 12, generator=generator), torch.randn(12, 14, generator=generator)
+    assert torch.equal(amm(a, b), amm(a, b, STRASSEN))
+    assert torch.equal(amm(a, b, "catalog:best"), amm(a, b, STRASSEN))
+    half = store.load("catalog:best?shape=2,2,2&rank=4")
+    for options in ({"rtol": 0.8}, {"speedup": 2.0}):
+        assert torch.equal(amm(a, b, **options), amm(a, b, half))  # type: ignore[arg-type]
+    assert torch.equal(amm(a, b, rtol=1e-12), a @ b)
+    x, y = a.numpy(), b.numpy()
+    np.testing.assert_array_equal(amm(x, y, speedup=2), amm(x, y, half))
+
+
+def test_what_names_one_scheme_is_used_as_asked(home: Path) -> None:
+    (path,) = keep(HALF)
+    keep(STRASSEN)
+    half = store.load(path)
+    for encoder in (half, path, str(path), "catalog:best?shape=2,2,2&rank=4", Plan(half), f"catalog:id/{half.id[:12]}"):
+        found = explain((4, 4, 4), encoder=encoder)
+        assert found.scheme == half
+        assert found.reason == "named, so used as asked"
+        a, b = np.ones((4, 4), np.float32), np.ones((4, 4), np.float32)
+        np.testing.assert_array_equal(amm(a, b, encoder), amm(a, b, half))
+        np.testing.assert_array_equal(amm(a, encode_rhs(b, encoder)), amm(a, b, half))
+        with pytest.raises(UsageError, match="encoder names one"):
+            explain((4, 4, 4), encoder=encoder, rtol=0.9)
+
+
+def test_the_best_of_a_rank_is_the_best_at_the_operands_dtype() -> None:
+    keep(NOISY, CLOSE)
+    assert explain((4, 4, 4), "fp64", "catalog:best?shape=2,2,2&rank=7").scheme == NOISY  # error 1e-13 against 1e-4
+    for encoder, dtype in (
+        ("catalog:best?shape=2,2,2&rank=7", "bf16"),
+        ("catalog:best?shape=2,2,2&rank=7&dtype=bf16", "fp64"),
+    ):
+        scheme = explain((4, 4, 4), dtype, encoder).scheme
+        assert scheme is not None
+        assert not scheme.ring.exact
+
+
+def test_bounds_are_given_once() -> None:
+    assert request_of("catalog:best?rtol=.1", rtol=0.1).rtol == 0.1
+    with pytest.raises(UsageError, match=r"rtol is 0\.2 in the call and 0\.1 in the selector"):
+        request_of("catalog:best?rtol=.1", rtol=0.2)
+    for bad in (0, -1.0, math.nan, math.inf, "0.1", True):
+        with pytest.raises(UsageError, match="must be a positive number"):
+            request_of("catalog:best", rtol=bad)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="three sizes"):
+        explain((4, 4))
+
+
+SIZE = st.integers(1, 10**5)
+
+
+@given(
+    SIZE,
+    SIZE,
+    SIZE,
+    st.sampled_from(["fp16", "bf16", "fp32", "fp64"]),
+    st.sampled_from(["cpu", "cuda"]),
+    st.tuples(*[st.integers(1, 8)] * 3),
+    st.integers(1, 512),
+)
+def test_the_model_never_counts_less_than_the_multiplications(
+    m: int, k: int, n: int, dtype: str, device: str, shape: tuple[int, int, int], rank: int
+) -> None:
+    problem = Problem(m, k, n, dtype, dtype, device=device)
+    time = dispatch._model(shape, rank, problem)
+    assert time > problem.flops * rank / math.prod(shape)
+    assert time < dispatch._model(shape, rank + 1, problem)
+    assert time >= dispatch._model((1, 1, 1), 0, problem)  # what the early answer rests on
+
+
+def test_a_larger_product_favours_schemes_and_ragged_ones_do_not() -> None:
+    relative = [
+        dispatch._model((2, 2, 2), 7, Problem(n, n, n)) / Problem(n, n, n).flops for n in (64, 512, 4096, 32768)
+    ]
+    assert relative == sorted(relative, reverse=True)
+    assert dispatch._model((8, 8, 8), 64, Problem(9, 9, 9)) > dispatch._model((8, 8, 8), 64, Problem(8, 8, 8)) * 2
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_narrow_products_on_a_cpu_stay_dense_where_dense_is_far_faster(dtype: str) -> None:
+    keep(STRASSEN, SQUARED)
+    assert explain(HUGE, dtype, rtol=0.5).plan is None
