@@ -31,7 +31,7 @@ from stl_search.errors import (
     UsageError,
     VerificationError,
 )
-from stl_search.scheme import FORMAT, MAX_RANK, Scheme, Shape, dump_scheme_object, parse_shape
+from stl_search.scheme import FORMAT, MAX_RANK, MAX_TENSOR, Scheme, Shape, dump_scheme_object, parse_shape
 from stl_search.score import (
     DTYPES,
     Figures,
@@ -72,10 +72,7 @@ COMPOSITION = "stl-composition/1"
 MAX_BYTES = 16 << 20  # of a file: a rank-2401 ternary scheme of <16,16,16> takes 4 MB
 MAX_DIGITS = 1000  # of one integer
 MAX_PARTS = 64  # of one composition
-MAX_TENSOR = 1 << 25  # entries of T that an exact proof may lay out: <17,17,17> fits
-MAX_GRAM = (
-    2048  # rank up to which the exact residual of a float scheme is worked out (its Gram matrices hold r^2 integers)
-)
+MAX_GRAM = 2048  # rank up to which the exact residual of a float scheme is worked out: Gram matrices of r^2 integers
 
 # Claims are compared with figures worked out afresh. kappa and max_coeff are sums of at most a few thousand products
 # of doubles, so 1e-9 is far above their rounding; E must not be below the exact rational either. error(dtype) also

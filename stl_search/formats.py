@@ -46,6 +46,7 @@ from stl_search.errors import BudgetError, FormatError, SchemeError, UsageError,
 from stl_search.scheme import (
     MAX_RANK,
     MAX_SIDE,
+    MAX_TENSOR,
     Array,
     Scheme,
     Shape,
@@ -76,7 +77,6 @@ __all__ = [
 
 MAX_BYTES = 16 << 20  # of a file, and of what an archive unpacks to
 MAX_COEFFICIENTS = 1 << 22  # r (mk + kn + mn)
-MAX_TENSOR = 1 << 24  # (mk)(kn)(mn), what a proof writes down: <16,16,16>
 MAX_PARTS = 1 << 26  # entries of the tensor times combinations of powers of x in u, v and w
 
 Number = Any  # int or Fraction

@@ -48,11 +48,11 @@ class Ring:
         if self.name == "C":
             parts = value if isinstance(value, list) else [value, 0]
             if len(parts) != 2 or not all(isinstance(p, int | float) and not isinstance(p, bool) for p in parts):
-                raise FormatError(f"{value!r} is not a pair [real, imaginary]")
+                raise FormatError(f"{value!r:.60} is not a pair [real, imaginary]")
             return complex(_finite(parts[0]), _finite(parts[1]))
         if self.name == "R":
             if not isinstance(value, int | float):
-                raise FormatError(f"{value!r} is not a number")
+                raise FormatError(f"{value!r:.60} is not a number")
             return _finite(value)
         if isinstance(value, int):
             if abs(value) >= _TOO_LARGE:

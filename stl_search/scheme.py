@@ -38,7 +38,7 @@ __all__ = [
 FORMAT = "stl-scheme/1"
 MAX_SIDE = 64  # largest m, k or n that is read: beyond, a dense tensor of (mk)(kn)(mn) entries has no use here
 MAX_RANK = 1 << 16
-MAX_TENSOR = 1 << 26  # entries of a dense tensor (mk)(kn)(mn) that is formed in full: 512 MiB of int64
+MAX_TENSOR = 1 << 25  # entries of a dense tensor (mk)(kn)(mn) that is formed in full; <17,17,17> fits
 
 Shape = tuple[int, int, int]
 Array = npt.NDArray[Any]
@@ -57,7 +57,8 @@ def parse_shape(value: Any) -> Shape:
     if len(sides) != 3 or not all(isinstance(s, int | np.integer) and not isinstance(s, bool) for s in sides):
         raise SchemeError(f"a shape is three integers m, k, n, not {value!r:.60}")
     if not all(1 <= s <= MAX_SIDE for s in sides):
-        raise SchemeError(f"shape {','.join(str(s)[:20] for s in sides)}: every side must be 1..{MAX_SIDE}")
+        shown = ",".join(str(s) if abs(s) < 10**9 else "huge" for s in sides)
+        raise SchemeError(f"shape {shown}: every side must be 1..{MAX_SIDE}")
     return (int(sides[0]), int(sides[1]), int(sides[2]))
 
 

@@ -149,8 +149,8 @@ def expected_error(scheme: Scheme) -> float:
 def noise_gain(scheme: Scheme) -> float:
     """kappa = sum_q |u_q|^2 |v_q|^2 |w_q|^2 / (mkn)."""
     _no_z2(scheme)
-    small, middle, large = np.sort([_norms(f) for f in _float_rows(scheme)], axis=0)
-    return float(((small * large * middle) ** 2).sum()) / scheme.volume
+    (u, p), (v, q), (w, s) = (_squares(f) for f in _float_rows(scheme))
+    return float(np.ldexp(u * v * w, 2 * (p + q + s)).sum()) / scheme.volume
 
 
 def error(scheme: Scheme, dtype: str) -> float:
@@ -324,11 +324,17 @@ def _float_rows(scheme: Scheme) -> tuple[Array, ...]:
     return tuple(f.reshape(scheme.rank, f.shape[1] * f.shape[2]) for f in scheme.as_float())
 
 
-def _norms(rows: Array) -> Array:
-    """Euclidean norms of rows; no square over- or underflows."""
+def _squares(rows: Array) -> tuple[Array, Array]:
+    """(x, e) with |row|^2 = x * 4^e, so that no square over- or underflows, and those of small integers are exact."""
     size = np.abs(rows)
-    peak = size.max(axis=1, initial=0.0)
-    norms: Array = peak * np.sqrt(((size / np.where(peak > 0, peak, 1.0)[:, None]) ** 2).sum(axis=1))
+    _, exponent = np.frexp(size.max(axis=1, initial=0.0))
+    return (np.ldexp(size, -exponent[:, None]) ** 2).sum(axis=1), exponent
+
+
+def _norms(rows: Array) -> Array:
+    """Euclidean norms of rows."""
+    squares, exponent = _squares(rows)
+    norms: Array = np.ldexp(np.sqrt(squares), exponent)
     return norms
 
 

@@ -284,6 +284,11 @@ def test_numpy_arrays_that_torch_cannot_hold_are_multiplied_all_the_same(tmp_pat
         assert type(c) is np.ndarray
         np.testing.assert_array_equal(c, a @ b)
     assert not frozen.flags.writeable
+    # Aligned, and yet at a stride that is no multiple of the size of an entry.
+    turns = np.zeros((7, 6), dtype=[("flag", "f8"), ("value", "c16")])
+    turns["value"] = 1j * a
+    assert turns["value"].flags.aligned
+    np.testing.assert_array_equal(amm(turns["value"], b * 1j, RECTANGULAR), -(a @ b))
 
 
 def test_operands_and_global_settings_are_left_as_they_were() -> None:
@@ -335,9 +340,18 @@ def test_dense_products_of_numpy_arrays_are_numpys() -> None:
     np.testing.assert_array_equal(amm(a, b), a @ b)
     halves = amm(a.astype(np.float16), b.astype(np.float16))
     assert halves.dtype == np.float16
-    assert relative_error(halves, a.astype(np.float16), b.astype(np.float16)) < 1e-3  # summed wider than float16
+    assert relative_error(halves, a.astype(np.float16), b.astype(np.float16)) < 1e-3
     a[0, 0, 0], a[0, 0, 1] = np.inf, np.nan  # numpy alone would warn of these
     assert np.isnan(amm(a, b)[0, 0]).all()
+    assert np.isinf(amm(np.full((2, 2), 1e5), np.eye(2), out_dtype=np.float16)[0, 0])
+
+
+def test_any_torch_device_will_do() -> None:
+    """The meta device holds no numbers, but goes through every step."""
+    a, b = torch.empty(3, 5, 7, device="meta"), torch.empty(7, 9, device="meta")
+    for c in (amm(a, b, RECTANGULAR), amm(a, encode_rhs(b, RECTANGULAR)), amm(a, b)):
+        assert c.device.type == "meta"
+        assert c.shape == (3, 5, 9)
 
 
 # -- NaN and infinity --------------------------------------------------------------------------------------------------

@@ -103,6 +103,12 @@ def test_defaults_follow_the_dtype(dtype: str, product: str, out: str, compute: 
     assert plan.ratio == 7 / 8
 
 
+def test_products_kept_in_float64_are_summed_there() -> None:
+    assert Plan(STRASSEN, "fp32", "fp64").compute == "fp64"
+    assert Plan(STRASSEN, "fp64", "fp32").compute == "fp64"
+    assert Plan(STRASSEN, "fp32", out="fp64").compute == "fp32"
+
+
 @pytest.mark.parametrize(
     ("scheme", "options", "complaint"),
     [

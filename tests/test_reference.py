@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from itertools import product as pairs
 from typing import Any
 
@@ -277,6 +278,8 @@ def test_wide_operands_are_encoded_wide_and_rounded_once() -> None:
     assert hat.dtype == torch.float64
     assert float(hat[0, 0, 0]) == 1 + 2.0**-30
     assert float(reference.rounded(hat, "fp32", "fp64")[0, 0, 0]) == 1.0
+    third = Plan(Scheme((1, 1, 1), "Q", [[Fraction(1, 3)]], [[3]], [[1]]))  # coefficients are as wide as the operand
+    assert float(reference.encode_operand(torch.ones(1, 1, dtype=torch.float64), third, "lhs")) == 1 / 3
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -40,12 +40,13 @@ ASSUMPTION = "independent zero-mean entries of equal variance within A and withi
 MAX_ROUNDINGS = 32.0
 # A scheme must be a tenth faster than dense by the model, whose constants can be wrong by that much.
 MARGIN = 0.9
-# Multiply-add flops of the dense product that take as long as moving one byte, and how many times longer a product
+# Flops of the dense product that take as long as moving one byte, by device; and how many times longer a product
 # takes in the reference path (which multiplies in fp32) than a dense one in 16 bits. Measured on 2 Zen 4 cores in
-# fp32: 55 GFLOP/s, and 3 to 10 GB/s through freshly allocated memory; taken at the slow end.
-BALANCE = {"cpu": 20.0}
+# fp32, n = 2048 and 4096: 28 to 45 flops a byte, most of the time being spent on first touching fresh memory; bf16
+# dense runs at 4 to 5 times the speed of fp32; fp16 dense is done in fp32, see ``amm``.
+BALANCE = {"cpu": 40.0}
 BALANCE_ELSEWHERE = 100.0
-NARROW_LOSS = {"cpu": 5.0}
+NARROW_LOSS = {("cpu", "bf16"): 5.0, ("cpu", "fp16"): 1.0}
 NARROW_LOSS_ELSEWHERE = 16.0
 BYTES = {"fp8_e4m3": 1, "bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 
@@ -221,7 +222,7 @@ def _model(shape: Shape, rank: int, problem: Problem) -> float:
     kind = problem.device.partition(":")[0]
     flops = 2.0 * problem.count * rows * inner * cols * parts**2 * rank / (m * k * n)
     if narrow:
-        flops *= NARROW_LOSS.get(kind, NARROW_LOSS_ELSEWHERE)
+        flops *= NARROW_LOSS.get((kind, problem.dtype), NARROW_LOSS_ELSEWHERE)
     return flops + BALANCE.get(kind, BALANCE_ELSEWHERE) * moved
 
 
