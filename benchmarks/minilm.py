@@ -48,7 +48,7 @@ def text(count: int) -> list[str]:
 
 
 def record(layer: int = 2, sequences: int = 8, length: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """(A, B), fp32: A (sequences * length, 384) enters the feed-forward layer ``layer``, B (384, 1536) is its weight."""
+    """(A, B), fp32: A (sequences * length, 384) enters feed-forward layer ``layer``, B (384, 1536) is its weight."""
     folder = fetch()
     w = load_file(folder / "model.safetensors")
     w = {name.removeprefix("bert."): value for name, value in w.items()}

@@ -292,7 +292,6 @@ class AutomorphismGroup:
         while True:
             lowest = label.copy()
             for images in self.generators:
-                np.minimum.at(lowest, images, label)
                 lowest = np.minimum(lowest, lowest[images])
             if np.array_equal(lowest, label):
                 break

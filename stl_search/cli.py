@@ -541,12 +541,11 @@ def import_(
 
     if x is not None and dtype is not None:
         raise click.UsageError("give --x or --dtype, not both")
-    point = None if x is None else _number(x)
     noise = None if dtype is None else relative_rounding(dtype)
     command = shlex.join(["stl-search", *sys.argv[1:]]) if sys.argv[1:2] == ["import"] else "stl-search import"
     imported = []
     for file in files:
-        scheme = formats.read(file, format_, shape, point, noise)
+        scheme = formats.read(file, format_, shape, x, noise)
         source = os.path.basename(file)
         path = add(scheme, {"command": command, "strategy": "import", "references": [source]}, out, dtype)
         imported.append({"file": file, "path": str(path), "shape": list(scheme.shape), "rank": scheme.rank})
@@ -554,15 +553,6 @@ def import_(
             click.echo(f"{source}: {_name(scheme.shape)} rank {scheme.rank} over {scheme.ring.name}: {path}")
     if as_json:
         _print_json({"imported": imported})
-
-
-def _number(text: str) -> Any:
-    from fractions import Fraction
-
-    try:
-        return Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise click.UsageError(f"--x {text!r} is not a number: write 0.01 or 1/128") from None
 
 
 @main.command()

@@ -146,13 +146,13 @@ class Scheme:
     def as_float(self) -> tuple[Array, Array, Array]:
         """(u, v, w) as float64 (complex128 for C), rounded to nearest; the form that is run.
 
-        Raises SchemeError for integers and fractions beyond the range of a double.
+        Raises VerificationError for integers and fractions beyond the range of a double.
         """
         kind = np.complex128 if self.ring.name == "C" else np.float64
         try:
             return tuple(f.astype(kind) for f in self.factors)  # type: ignore[return-value]
         except OverflowError:
-            raise SchemeError("a coefficient is beyond the range of a double: the scheme cannot be run") from None
+            raise VerificationError("a coefficient is beyond the range of a double: the scheme cannot be run") from None
 
     def terms(self) -> Iterator[tuple[Array, Array, Array]]:
         """(u[q], v[q], w[q]) for q = 0 .. r-1."""

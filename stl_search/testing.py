@@ -79,7 +79,6 @@ class StrategyContract:
 
     def test_an_expired_clock_ends_the_job(self) -> None:
         chosen = registry.get(self.strategy)
-        pool, _ = self._play(2)
         clock = _Expired()
-        list(chosen.run(self.problem, pool, np.random.default_rng(0), clock))
+        list(chosen.run(self.problem, Pool(self.problem), np.random.default_rng(0), clock))
         assert clock.asked > 0, "the job did not look at its clock"

@@ -293,7 +293,7 @@ def test_import_takes_a_border_rank_file_at_x_or_for_a_dtype(home: Path, tmp_pat
             )
     assert errors[2] < min(errors[:2])
     assert "_bf16_" in imported["path"]
-    assert "not a number" in run("import", file, "--x", "tiny").stderr
+    assert "must be a number" in run("import", file, "--x", "tiny").stderr
     assert "not both" in run("import", file, "--x", "1", "--dtype", "bf16").stderr
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stl_search import score, transform
@@ -121,10 +121,13 @@ def test_what_is_exact_up_to_rounding_depends_on_the_dtype(eager: None) -> None:
     assert explain(HUGE, "fp16").scheme is not None
     assert explain(HUGE, "fp32").scheme is None
     assert explain(HUGE, torch.float64).scheme is None
-    (missing,) = keep(Scheme((2, 2, 2), "R", *(f * 1.0 for f in STRASSEN.factors[:2]), STRASSEN.w * 0.99))  # E = 1e-4
-    found = explain(HUGE, "bf16").scheme  # 1% is some six roundings of bf16, but not one
-    assert found is not None
-    assert found.id[:8] not in missing.name
+
+
+def test_a_miss_of_several_roundings_is_not_exact(eager: None) -> None:
+    keep(Scheme((2, 2, 2), "R", *(f * 1.0 for f in STRASSEN.factors[:2]), STRASSEN.w * 0.99))
+    assert 1 < 0.01 / score.relative_rounding("bf16") < dispatch.MAX_ROUNDINGS
+    assert explain(HUGE, "bf16").scheme is None
+    assert rank_of(explain(HUGE, "bf16", rtol=0.02)) == 7
 
 
 def test_rtol_takes_the_fastest_within() -> None:
@@ -247,6 +250,7 @@ def test_bounds_are_given_once() -> None:
 SIZE = st.integers(1, 10**5)
 
 
+@settings(deadline=None)
 @given(
     SIZE,
     SIZE,
@@ -271,7 +275,9 @@ def test_a_larger_product_favours_schemes_and_ragged_ones_do_not() -> None:
         dispatch._model((2, 2, 2), 7, Problem(n, n, n)) / Problem(n, n, n).flops for n in (64, 512, 4096, 32768)
     ]
     assert relative == sorted(relative, reverse=True)
-    assert dispatch._model((8, 8, 8), 64, Problem(9, 9, 9)) > dispatch._model((8, 8, 8), 64, Problem(8, 8, 8)) * 2
+    whole = dispatch._model((8, 8, 8), 64, Problem(8, 8, 8))
+    for sizes in ((9, 8, 8), (8, 9, 8), (8, 8, 9)):  # one more row, inner index or column pads that side to 16
+        assert dispatch._model((8, 8, 8), 64, Problem(*sizes)) > 1.5 * whole
 
 
 def test_bf16_products_on_a_cpu_stay_dense_where_dense_is_far_faster() -> None:

@@ -71,7 +71,7 @@ def test_axioms_and_derived_arrays(id: str) -> None:
 
 
 def test_a_table_is_frozen_and_survives_pickling() -> None:
-    g = dihedral(5)
+    g = small_group("10.1")
     with pytest.raises(ValueError, match="read-only"):
         g.table[0, 0] = 1
     with pytest.raises(AttributeError):
@@ -119,9 +119,18 @@ def test_bad_tables_are_refused_with_a_reason(case: str) -> None:
         Group(table)
 
 
-def test_a_loop_that_is_no_group_is_refused() -> None:
-    # The smallest loops with two-sided identity that do not associate have order 5.
-    loop = np.array([[0, 1, 2, 3, 4], [1, 0, 3, 4, 2], [2, 4, 0, 1, 3], [3, 2, 4, 0, 1], [4, 3, 1, 2, 0]])
+LOOPS = [  # with identity 0, every row and column a permutation; the smallest that do not associate have order 5
+    [[0, 1, 2, 3, 4], [1, 0, 3, 4, 2], [2, 4, 0, 1, 3], [3, 2, 4, 0, 1], [4, 3, 1, 2, 0]],
+    [
+        *([0, 1, 2, 3, 4, 5], [1, 0, 3, 2, 5, 4], [2, 3, 4, 5, 0, 1]),
+        *([3, 4, 5, 0, 1, 2], [4, 5, 0, 1, 2, 3], [5, 2, 1, 4, 3, 0]),
+    ],
+]
+
+
+@pytest.mark.parametrize("table", LOOPS)
+def test_a_loop_that_is_no_group_is_refused(table: list[list[int]]) -> None:
+    loop = np.array(table)
     with pytest.raises(GroupError, match="differs from") as caught:
         Group(loop)
     left, right = str(caught.value).removeprefix("not a group: ").split(" differs from ")
@@ -276,7 +285,9 @@ def test_centralizer_complement_and_invariants() -> None:
     s4 = symmetric(4)
     for a in range(24):
         assert len(centralizer(s4, [a])) == 24 // len(s4.classes[s4.class_of[a]])
+    assert centralizer(s4, s4.generators) == s4.centre == (0,)
     four = next(s for s in normal_subgroups(s4) if len(s) == 4)
+    assert centralizer(s4, four) == four
     acting = complement(s4, four)
     assert acting is not None
     assert len(acting) == 6

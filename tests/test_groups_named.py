@@ -225,6 +225,9 @@ def test_central_products_and_exceptional_isomorphisms() -> None:
     assert isomorphic(central_product(d4, d4, 2, 2), central_product(q8, q8, 2, 2))  # D4 o D4 = Q8 o Q8
     assert not isomorphic(central_product(d4, q8, 2, 2), central_product(d4, d4, 2, 2))
     assert isomorphic(central_product(cyclic(4), d4, 2, 2), central_product(cyclic(4), q8, 2, 2))
+    cosets = central_product(cyclic(8), cyclic(4), 2, 1)  # a^2 here is a there, not its inverse
+    root = cosets.labels.index("[(a, 1)]")
+    assert cosets.labels[cosets.multiply(root, root)] == "[(1, a)]"
     assert isomorphic(projective_special_linear(9), alternating(6))
     assert is_simple(projective_special_linear(8))
     assert isomorphic(dihedral(6), direct(symmetric(3), cyclic(2)))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stl_search import score, transform
@@ -82,6 +82,7 @@ def test_what_numpy_lacks_is_said() -> None:
         torch_dtype("fp16", is_complex=True)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(list(score.DTYPES)), st.sampled_from(list(score.DTYPES)))
 def test_the_wider_precision_has_the_smaller_roundoff(a: str, b: str) -> None:
     assert score.unit_roundoff(wider(a, b)) == min(score.unit_roundoff(a), score.unit_roundoff(b))

@@ -362,6 +362,9 @@ def test_big_coefficients_do_not_overflow() -> None:
     assert max(abs(c) for c in s.coefficients()) > 2**79
     assert verify(s).rings == ("Z2", "Z", "Q")
     assert verify(tf.kron(s, s)).kind == "exact"
+    t = tf.change_basis(STRASSEN, x, np.eye(2, dtype=int), np.eye(2, dtype=int))
+    assert t.u.dtype == np.int64  # entries near 2**40: their products are not int64
+    assert verify(tf.kron(t, t)).kind == "exact"
     assert tf.change_basis(s, *[tf.inverse(x)] * 3) == STRASSEN
 
 

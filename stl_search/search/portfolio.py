@@ -416,7 +416,7 @@ class _Run:
         if not p.exact:
             words += ["--dtype", p.dtype]
         words += ["--steps", str(max(1, jobs)), "--seed", str(p.seed), "--workers", str(self.workers)]
-        for name in p.strategies:
+        for name in p.strategies or strategy.names():  # by name, so that a later strategy changes no replay
             words += ["--strategy", name]
         if p.starts != "none":
             words += ["--starts", p.starts]
