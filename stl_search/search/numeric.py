@@ -14,6 +14,8 @@ from stl_search.search.strategy import Clock, register
 
 __all__ = ["Numeric", "batch_size", "solve_approximate", "solve_exact"]
 
+_LAST_DIGITS = 600  # up to so many unknowns a Levenberg-Marquardt step takes milliseconds
+_NEARLY_EXACT = 1e-4  # |T - S|^2 of an optimum that the noise term alone keeps from being exact
 _EXACT_VARIABLES = 3000  # beyond, one Levenberg-Marquardt step takes seconds and random starts hardly ever arrive
 
 
@@ -31,10 +33,14 @@ def variables(shape: Shape, rank: int) -> int:
 def solve_approximate(
     shape: Shape, rank: int, lam: float, rng: np.random.Generator, polish: int = 600, clock: Clock | None = None
 ) -> tuple[decompose.Batch, decompose.Floats]:
-    """(batch, F): random starts, first against strong noise, then the asked one, the better half polished."""
+    """(batch, F): random starts, first against strong noise, then the asked one, the better half polished.
+
+    Alternating least squares with a ridge tames the start, L-BFGS goes on from there.
+    """
     size = batch_size(rank)
     batch = decompose.random_batch(shape, rank, size, rng)
-    batch, _ = decompose.refine(shape, batch, max(lam, 1e-3), 150)
+    batch = decompose.als(shape, batch, max(lam, 1e-3), sweeps=20, ridge=1e-2)
+    batch, _ = decompose.refine(shape, batch, max(lam, 1e-3), 120)
     batch, f = decompose.refine(shape, batch, lam, 150)
     if clock is not None and clock.expired():
         return batch, f
@@ -62,8 +68,23 @@ def solve_exact(shape: Shape, rank: int, ring: str, rng: np.random.Generator, cl
     return discretize(decompose.scheme_of(shape, batch), ring, rng, clock.deadline, attempts=25)
 
 
+def _rounded(shape: Shape, batch: decompose.Batch, rng: np.random.Generator, clock: Clock) -> Scheme | None:
+    """An exact rational scheme next to a member that is nearly one, when there is one to be found."""
+    batch, f = decompose.levenberg_marquardt(
+        shape, batch, iterations=60, damping=1e-3, goal=1e-22, tolerance=1e-5, stop=clock.expired
+    )
+    if f[0] > 1e-18 or clock.expired():
+        return None
+    return discretize(decompose.scheme_of(shape, batch), "Q", rng, clock.deadline, attempts=10)
+
+
 class Numeric:
-    """Random restarts at the asked shape and rank (Levenberg-Marquardt, Smirnov 2013; ridge schedule in numeric.py)."""
+    """Random restarts at the asked shape and rank.
+
+    Over R: alternating least squares, L-BFGS, and Levenberg-Marquardt for the last digits of small ones; a solution
+    that is nearly exact is rounded to an exact one as well. Over exact rings: Levenberg-Marquardt with a fading ridge
+    (after Smirnov 2013), then discretisation.
+    """
 
     name = "numeric"
 
@@ -85,8 +106,19 @@ class Numeric:
                     return
             return
         batch, f = solve_approximate(problem.shape, problem.rank, problem.lam, rng, clock=clock)
-        for i in np.argsort(f, kind="stable")[:4]:
+        order = np.argsort(f, kind="stable")
+        best = (batch[0][order[:1]], batch[1][order[:1]], batch[2][order[:1]])
+        if variables(problem.shape, problem.rank) <= _LAST_DIGITS and not clock.expired():
+            best, _ = decompose.levenberg_marquardt(
+                problem.shape, best, problem.lam, iterations=30, damping=1e-4, stop=clock.expired
+            )
+        yield decompose.scheme_of(problem.shape, best)
+        for i in order[1:4]:
             yield decompose.scheme_of(problem.shape, batch, int(i))
+        if float(decompose.objective(problem.shape, best)[0]) < _NEARLY_EXACT and not clock.expired():
+            exact = _rounded(problem.shape, best, rng, clock)
+            if exact is not None:
+                yield exact
 
 
 register(Numeric())
