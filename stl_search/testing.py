@@ -10,9 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from stl_search import score
+from stl_search.scheme import Scheme
 from stl_search.search import strategy as registry
 from stl_search.search.problem import Entry, Pool, Problem, cost
 from stl_search.search.strategy import Clock
+from stl_search.transform import classical
 from stl_search.verify import residual, verify
 
 __all__ = ["StrategyContract"]
@@ -72,6 +74,15 @@ class StrategyContract:
             else:
                 assert entry.scheme.ring.name != "Z2"
                 assert abs(float(residual(entry.scheme)) - score.expected_error(entry.scheme)) < 1e-12
+
+    def test_exact_schemes_in_the_pool_do_no_harm(self) -> None:
+        pool = Pool(self.problem)
+        for ring in ("ZT", "Q"):
+            scheme = Scheme(self.problem.shape, ring, *classical(self.problem.shape).factors)
+            pool.add(Entry(cost(self.problem, scheme), scheme.id, scheme))
+        for job in range(6):
+            for scheme in registry.get(self.strategy).run(self.problem, pool, np.random.default_rng(job), Clock(None)):
+                assert np.isfinite(cost(self.problem, scheme))
 
     def test_the_generator_decides_everything(self) -> None:
         assert self._play(3)[1] == self._play(3)[1]

@@ -84,6 +84,13 @@ def test_a_rank_that_can_only_tie_is_marked_as_truncation(tmp_path: Path) -> Non
     assert result.path.exists()
 
 
+@pytest.mark.parametrize(("shape", "rank"), [((1, 1, 1), 1), ((2, 2, 2), 20)])
+def test_a_rank_that_the_classical_algorithm_reaches_is_found(tmp_path: Path, shape: tuple, rank: int) -> None:
+    result = discover(shape, rank, steps=4, workers=1, out=tmp_path)
+    assert result.found
+    assert result.E <= 1e-6
+
+
 def test_equal_seed_workers_and_steps_write_equal_files(tmp_path: Path) -> None:
     texts = []
     for name in ("a", "b"):

@@ -140,7 +140,8 @@ class Compose:
         size = max(4, batch_size(problem.rank))
         for _ in range(size):
             pair = [p[min(len(p), int(rng.geometric(0.6))) - 1] for p in parts]
-            factors = getattr(transform, operation)(*pair).flat()
+            joined = getattr(transform, operation)(*pair)
+            factors = [f.reshape(joined.rank, -1) for f in joined.as_float()]
             noise = float(rng.choice([0.005, 0.03, 0.1, 0.2, 0.4]))
             starts.append([f + noise * np.sqrt((f * f).mean()) * rng.standard_normal(f.shape) for f in factors])
         whole: decompose.Batch = tuple(np.stack([s[i] for s in starts]) for i in range(3))  # type: ignore[assignment]

@@ -90,7 +90,8 @@ class Deflate:
     def _pick(self, problem: Problem, pool: Pool, rank: int, rng: np.random.Generator) -> _Factors:
         cell = pool.cell(problem.shape, rank)
         entry = cell[min(len(cell), int(rng.geometric(0.35))) - 1]
-        return entry.scheme.flat()
+        u, v, w = (f.reshape(rank, -1) for f in entry.scheme.as_float())  # the pool may hold exact schemes too
+        return u, v, w
 
     def _drop(self, factors: _Factors, lam: float, rng: np.random.Generator) -> _Factors:
         costs = decompose.drop_costs((factors[0][None], factors[1][None], factors[2][None]), lam)[0]

@@ -347,7 +347,8 @@ class _Run:
             return Result(True, problem, kept, path, None, None, None, best.strategy, seconds, jobs, "", better)
         e = verify(kept).E
         assert e is not None
-        found = e < score.line(problem.shape, problem.rank) - _TIE or e == 0.0
+        line = score.line(problem.shape, problem.rank)
+        found = e < line - _TIE or e == 0.0 or (line == 0.0 and e <= _TIE)
         error = score.error(kept, problem.dtype)
         reason = "" if found else "no better than keeping r of the mkn elementary products"
         kappa = score.noise_gain(kept)
