@@ -171,6 +171,7 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: one a core]")
 @click.option("--strategy", "strategies", multiple=True, metavar="NAME", help="Only these; may be repeated.")
+@click.option("--symmetry", metavar="NAME", help="Invariant schemes only: cyclic, transpose, a group, or a + of them.")
 @click.option(
     "--starts", type=click.Choice(["none", "shipped", "catalog"]), default="none", show_default=True,
     help="Which catalog entries to start from.",

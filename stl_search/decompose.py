@@ -179,18 +179,21 @@ def levenberg_marquardt(
     goal: float = 0.0,
     tolerance: float = 1e-12,
     free: npt.NDArray[np.bool_] | None = None,
+    span: Any = None,
     stop: Callable[[], bool] | None = None,
 ) -> tuple[Batch, Floats]:
     """(batch, F) after damped Gauss-Newton on all of (u, v, w), with ``ridge(i) * |(u, v, w)|^2`` added at step i.
 
     J^T J comes from Gram blocks, and lam multiplies its diagonal (q = q) blocks by 1 + lam, since the penalty is the
     squared norm of the terms themselves. A member ends when F <= goal or when a step without ridge gains less than
-    ``tolerance`` relative. ``free`` (flat, over u then v then w) limits the step to some of the variables;
+    ``tolerance`` relative. ``free`` (flat, over u then v then w) limits the step to some of the variables,
+    ``span`` (a sparse (N, P) matrix) to its column space, in which the start must lie;
     ``stop`` is asked before each step whether to end early.
     """
     members: list[Batch] = [(batch[0][i], batch[1][i], batch[2][i]) for i in range(len(batch[0]))]
     out = [
-        _lm_single(shape, member, lam, iterations, damping, ridge, goal, tolerance, free, stop) for member in members
+        _lm_single(shape, member, lam, iterations, damping, ridge, goal, tolerance, free, span, stop)
+        for member in members
     ]
     stacked: Batch = tuple(np.stack([x[0][j] for x in out]) for j in range(3))  # type: ignore[assignment]
     return stacked, np.array([x[1] for x in out])
@@ -206,6 +209,7 @@ def _lm_single(
     goal: float,
     tolerance: float,
     free: npt.NDArray[np.bool_] | None,
+    span: Any,
     stop: Callable[[], bool] | None,
 ) -> tuple[Batch, float]:
     r = len(factors[0])
@@ -221,6 +225,8 @@ def _lm_single(
         gradient += rho * x
         if index is not None:
             hessian, gradient = hessian[np.ix_(index, index)], gradient[index]
+        elif span is not None:
+            hessian, gradient = (span.T @ (span.T @ hessian).T), span.T @ gradient
         diagonal = np.arange(len(gradient))
         before = value + rho * float(x @ x)
         accepted = False
@@ -235,10 +241,10 @@ def _lm_single(
                 mu = max(3 * mu, 1e-12)
                 continue
             y = x.copy()
-            if index is None:
-                y -= step
-            else:
+            if index is not None:
                 y[index] -= step
+            else:
+                y -= step if span is None else span @ step
             trial: Batch = tuple(p.reshape(r, s) for p, s in zip(np.split(y, cuts), sizes, strict=True))  # type: ignore[assignment]
             new = _accurate(shape, trial, lam)
             if new + rho * float(y @ y) < before:

@@ -343,13 +343,13 @@ def test_discover_hands_every_option_on(search: Any, tmp_path: Path) -> None:
     stand_in = search(FOUND)
     run_json(
         "discover", "--shape", "2,3,4", "--rank", 20, "--ring", "Q", "--dtype", "fp16", "--time", "30m", "--seed", 7,
-        "--workers", 3, "--strategy", "numeric", "--strategy", "deflate", "--starts", "catalog", "--device", "cpu",
+        "--workers", 3, "--strategy", "numeric", "--strategy", "deflate", "--symmetry", "C2", "--starts", "catalog", "--device", "cpu",
         "--out", tmp_path, "--fresh",
     )  # fmt: skip
     assert stand_in.called == ((2, 3, 4), 20)
     assert stand_in.options == {
         "ring": "Q", "dtype": "fp16", "time": 1800.0, "steps": None, "seed": 7, "workers": 3,
-        "strategies": ("numeric", "deflate"), "starts": "catalog", "out": str(tmp_path), "fresh": True,
+        "strategies": ("numeric", "deflate"), "symmetry": "C2", "starts": "catalog", "out": str(tmp_path), "fresh": True,
         "progress": None,
     }  # fmt: skip
 
@@ -360,7 +360,7 @@ def test_discover_defaults(search: Any) -> None:
     assert stand_in.called == ((4, 4, 4), 12)
     assert stand_in.options == {
         "ring": "R", "dtype": "bf16", "time": 60.0, "steps": None, "seed": 0, "workers": None,
-        "strategies": (), "starts": "none", "out": None, "fresh": False, "progress": None,
+        "strategies": (), "symmetry": None, "starts": "none", "out": None, "fresh": False, "progress": None,
     }  # fmt: skip
     run_json("discover", "--tile", 4, "--rank", 12, "--steps", 5)
     assert (stand_in.options["time"], stand_in.options["steps"]) == (None, 5)

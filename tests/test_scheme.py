@@ -89,6 +89,13 @@ def test_triple_sum_is_exact_at_every_size(r: int, size: int, seed: int) -> None
         assert int(total[i, j, h]) == sum(int(u[i]) * int(v[j]) * int(w[h]) for u, v, w in zip(*flat, strict=True))
 
 
+@pytest.mark.parametrize("entry", [2**17 - 1, 2**20 - 1])
+def test_triple_sum_counts_its_terms(entry: int) -> None:
+    """Each product fits a double (or int64), the sum of 61 of them does not."""
+    f = np.full((61, 1), entry)
+    assert int(triple_sum(f, f, f)[0, 0, 0]) == 61 * entry**3
+
+
 def test_triple_sum_where_a_zero_factor_hides_a_huge_one() -> None:
     huge = np.array([[10**400]], dtype=object)
     zero = np.array([[0]])

@@ -346,6 +346,17 @@ def test_the_a_priori_bound_is_not_idle() -> None:
     x = 1 + u - 2.0**-20  # just below a tie: rounds down by almost u
     off = abs(float(score.round_to(x, "bf16")) ** 2 - x * x) / x**2
     assert 0.97 * bound.frobenius < off <= bound.frobenius
+    # the output in bf16 as well: p q is 63/128 of a step above a bf16 number, so that three roundings go down by u
+    p, q = 1 + 7 / 128, 1 + 9 / 128
+    y, z = p + u - 2.0**-20, q + u - 2.0**-20
+    assert score.round_to([y, z], "bf16").tolist() == [p, q]
+    off = abs(float(score.round_to(p * q, "bf16")) - y * z) / (y * z)
+    bound = score.apriori_bound(one, 1, stored="bf16", out="bf16")
+    assert 0.9 * bound.frobenius < off <= bound.frobenius
+    # 32 products of x x, all rounded down: the largest entry is off by 32 times as much
+    off = 32 * abs(float(score.round_to(x, "bf16")) ** 2 - x * x) / x**2
+    many = score.apriori_bound(one, 32, stored="bf16").maximum
+    assert 0.97 * many < off <= many
 
 
 def test_the_a_priori_bound_grows_with_the_inner_dimension_and_gives_up_honestly() -> None:

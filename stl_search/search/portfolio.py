@@ -124,6 +124,7 @@ def discover(
     seed: int = 0,
     workers: int | None = None,
     strategies: Iterable[str] = (),
+    symmetry: str | None = None,
     starts: str = "none",
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
@@ -135,14 +136,16 @@ def discover(
     The budget is ``time`` seconds of wall clock (60 unless ``steps`` is given) or ``steps`` jobs; with steps, the same
     seed and workers give the same file. The winner goes through ``catalog.add`` to ``out`` (default: the user's
     catalog), where the journal of the run is kept too, so that an interrupted search goes on when called again;
-    ``fresh`` starts anew. ``starts`` none, shipped or catalog says which known schemes may be built upon.
+    ``fresh`` starts anew. ``starts`` none, shipped or catalog says which known schemes may be built upon. ``symmetry``
+    (``cyclic``, ``transpose``, the name of a group, or several joined by ``+``) limits the search to schemes that the
+    group leaves invariant (over exact rings: that a conjugate of it in GL x GL x GL does).
 
     Raises UsageError for what makes no sense; returns a Result, found or not.
     """
     chosen = tuple(sorted(set(strategies)))
     for name in chosen:
         strategy.get(name)
-    problem = Problem(tuple(shape), rank, ring, dtype, seed, starts, chosen)  # type: ignore[arg-type]
+    problem = Problem(tuple(shape), rank, ring, dtype, seed, starts, chosen, symmetry or "")  # type: ignore[arg-type]
     if steps is not None and steps < 1:
         raise UsageError(f"steps is {steps}, must be >= 1")
     if time is not None and not (time > 0 and math.isfinite(time)):
@@ -419,6 +422,8 @@ class _Run:
         words += ["--steps", str(max(1, jobs)), "--seed", str(p.seed), "--workers", str(self.workers)]
         for name in p.strategies or strategy.names():  # by name, so that a later strategy changes no replay
             words += ["--strategy", name]
+        if p.symmetry:
+            words += ["--symmetry", p.symmetry]
         if p.starts != "none":
             words += ["--starts", p.starts]
         return " ".join(words)

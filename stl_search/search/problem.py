@@ -21,6 +21,8 @@ STARTS = ("none", "shipped", "catalog")
 class Problem:
     """A scheme of ``shape`` <m,k,n> with at most ``rank`` products over ``ring``, best at ``dtype`` when approximate.
 
+    ``symmetry`` (see ``stl_search.search.symmetry.action``) asks for schemes that a group leaves invariant.
+
     Raises UsageError for an unknown ring, dtype or start, and for a rank below 1.
     """
 
@@ -31,6 +33,7 @@ class Problem:
     seed: int = 0
     starts: str = "none"
     strategies: tuple[str, ...] = ()
+    symmetry: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", parse_shape(self.shape))
@@ -72,6 +75,7 @@ class Problem:
                 self.seed,
                 self.starts,
                 self.strategies,
+                self.symmetry,
                 workers,
                 version,
             ]

@@ -15,7 +15,7 @@ from stl_search.search.problem import Pool, Problem
 
 __all__ = ["Clock", "Strategy", "get", "names", "register", "suitable"]
 
-_MODULES = ("numeric", "compose", "deflate")  # each registers its strategy when imported
+_MODULES = ("numeric", "compose", "deflate", "orbit")  # each registers its strategy when imported
 
 
 class Clock:
@@ -75,11 +75,12 @@ def get(name: str) -> Strategy:
 def suitable(problem: Problem, pool: Pool) -> list[tuple[Strategy, float]]:
     """The strategies that apply, with weights > 0, in name order; raises UsageError when there is none."""
     chosen = [get(name) for name in (sorted(problem.strategies) or names())]
+    if problem.symmetry:
+        chosen = [s for s in chosen if getattr(s, "symmetric", False)]
     weighted = [(s, s.weight(problem, pool)) for s in chosen]
     found = [(s, w) for s, w in weighted if w > 0]
     if not found:
-        raise UsageError(
-            f"no strategy of {', '.join(s.name for s in chosen)} applies to <{','.join(map(str, problem.shape))}> "
-            f"over {problem.ring}"
-        )
+        what = f"<{','.join(map(str, problem.shape))}> over {problem.ring}"
+        what += f" with symmetry {problem.symmetry}" if problem.symmetry else ""
+        raise UsageError(f"no strategy of {', '.join(problem.strategies or names())} applies to {what}")
     return found
