@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from stl_search.catalog.store import Entry
+    from stl_search.groups import Group
     from stl_search.scheme import Scheme, Shape
     from stl_search.search.portfolio import Progress
 
@@ -554,6 +555,74 @@ def import_(
             click.echo(f"{source}: {_name(scheme.shape)} rank {scheme.rank} over {scheme.ring.name}: {path}")
     if as_json:
         _print_json({"imported": imported})
+
+
+@main.group()
+def groups() -> None:
+    """Finite groups of order up to 63, their representations, and named families beyond."""
+
+
+def _orders(text: str) -> range:
+    """``16`` or ``1-32``, within 1..63."""
+    match = re.fullmatch(r"([0-9]{1,3})(?:-([0-9]{1,3}))?", text)
+    found = range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
+    if not found or found[0] < 1 or found[-1] > 63:
+        raise click.BadParameter(f"{text!r} is not an order: write 16 or 1-32, within 1..63")
+    return found
+
+
+@groups.command("list")
+@click.option("--order", type=_orders, required=True, metavar="N|A-B", help="All groups of this order or these orders.")
+@json_option
+def groups_list(order: range, as_json: bool) -> None:
+    """List all groups of an order up to isomorphism."""
+    from stl_search.groups import all_groups
+
+    found = [group for n in order for group in all_groups(n)]
+    rows = [_describe_group(group) for group in found]
+    if as_json:
+        _print_json(
+            {"order": order[0] if len(order) == 1 else [order[0], order[-1]], "count": len(rows), "groups": rows}
+        )
+        return
+    columns = [("id", "left"), ("name", "left"), ("abelian", "left"), ("classes", "right"), ("R[G]", "left")]
+    cells = [[r["id"], r["name"], "yes" if r["abelian"] else "no", r["class_number"], r["wedderburn"]] for r in rows]
+    _console().print(_table(f"{len(rows)} groups", columns, cells))
+
+
+@groups.command("show")
+@click.argument("name")
+@click.option("--cayley", type=click.Path(dir_okay=False), metavar="FILE", help="Draw the Cayley table (PNG or SVG).")
+@click.option("--characters", type=click.Path(dir_okay=False), metavar="FILE", help="Draw the character table.")
+@json_option
+def groups_show(name: str, cayley: str | None, characters: str | None, as_json: bool) -> None:
+    """Show a group by name (D4, S4, PSL(2,7), C2 x Q8) or number (16.3): invariants and character table."""
+    from stl_search.bench.pictures import cayley_picture, character_picture
+    from stl_search.groups import character_table, get
+
+    group = get(name)
+    table = character_table(group)
+    pictures = [str(cayley_picture(group, cayley))] if cayley else []
+    pictures += [str(character_picture(group, characters))] if characters else []
+    described = _describe_group(group)
+    if as_json:
+        _print_json({**described, "character_table": table.format().splitlines(), "pictures": pictures})
+        return
+    for key, value in described.items():
+        click.echo(f"{key.replace('_', ' ')}: {value}")
+    click.echo(table.format())
+    for picture in pictures:
+        click.echo(picture)
+
+
+def _describe_group(group: Group) -> dict[str, Any]:
+    """The group as the command line prints it."""
+    from dataclasses import asdict
+
+    from stl_search.groups import invariants, wedderburn_text
+
+    known = asdict(invariants(group))
+    return {"name": group.name, "id": group.id, "wedderburn": wedderburn_text(group), **known}
 
 
 @main.command()

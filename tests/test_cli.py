@@ -343,13 +343,15 @@ def test_discover_hands_every_option_on(search: Any, tmp_path: Path) -> None:
     stand_in = search(FOUND)
     run_json(
         "discover", "--shape", "2,3,4", "--rank", 20, "--ring", "Q", "--dtype", "fp16", "--time", "30m", "--seed", 7,
-        "--workers", 3, "--strategy", "numeric", "--strategy", "deflate", "--symmetry", "C2", "--starts", "catalog", "--device", "cpu",
+        "--workers", 3, "--strategy", "numeric", "--strategy", "deflate", "--symmetry", "C2",
+        "--starts", "catalog", "--device", "cpu",
         "--out", tmp_path, "--fresh",
     )  # fmt: skip
     assert stand_in.called == ((2, 3, 4), 20)
     assert stand_in.options == {
         "ring": "Q", "dtype": "fp16", "time": 1800.0, "steps": None, "seed": 7, "workers": 3,
-        "strategies": ("numeric", "deflate"), "symmetry": "C2", "starts": "catalog", "out": str(tmp_path), "fresh": True,
+        "strategies": ("numeric", "deflate"), "symmetry": "C2", "starts": "catalog",
+        "out": str(tmp_path), "fresh": True,
         "progress": None,
     }  # fmt: skip
 
