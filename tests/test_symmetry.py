@@ -153,6 +153,11 @@ def test_only_symmetric_strategies_take_part_when_a_symmetry_is_asked_for() -> N
         suitable(Problem((2, 2, 2), 7, ring="ZT", symmetry="cyclic", strategies=("numeric",)), Pool(problem))
 
 
+class TestOrbitBySimplex(StrategyContract):
+    strategy = "orbit"
+    problem = Problem((4, 4, 4), 61, ring="Z")
+
+
 class TestOrbit(StrategyContract):
     strategy = "orbit"
     problem = Problem((2, 2, 2), 5, symmetry="cyclic")

@@ -10,10 +10,12 @@ from stl_search import decompose
 from stl_search.discretize import discretize
 from stl_search.errors import UsageError
 from stl_search.scheme import Scheme, Shape
+from stl_search.search.constructions import simplex
 from stl_search.search.numeric import variables
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import Action, OrbitType, action, orbit_types, span
+from stl_search.transform import to_ring
 
 __all__ = ["Orbit", "choose_orbits", "solve_invariant"]
 
@@ -79,6 +81,13 @@ def solve_invariant(
     return batch, float(f[0])
 
 
+def _constructible(problem: Problem) -> bool:
+    """Whether the orbit of a simplex answers the question outright."""
+    n = problem.shape[0]
+    square = problem.shape == (n, n, n)
+    return problem.exact and not problem.symmetry and square and problem.rank >= n**3 - n + 1
+
+
 class Orbit:
     """CP search in the space of invariant schemes (Ballard, Ikenmeyer, Landsberg and Ryder 2018).
 
@@ -104,6 +113,8 @@ class Orbit:
         return found
 
     def weight(self, problem: Problem, pool: Pool) -> float:
+        if _constructible(problem):
+            return 1.0
         if variables(problem.shape, problem.rank) > _VARIABLES or not self._names(problem):
             return 0.0
         if problem.symmetry:
@@ -111,6 +122,9 @@ class Orbit:
         return 1.0 if problem.exact and variables(problem.shape, problem.rank) > 300 else 0.1
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
+        if _constructible(problem):
+            yield to_ring(simplex(problem.shape[0]), problem.ring)
+            return
         names = self._names(problem)
         group = action(names[int(rng.integers(len(names)))], problem.shape)
         for _ in range(max(1, 600 // variables(problem.shape, problem.rank))):
