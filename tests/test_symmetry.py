@@ -12,6 +12,7 @@ from stl_search.search.strategy import Clock, suitable
 from stl_search.search.symmetry import Action, Element, action, orbit_types, span
 from stl_search.testing import StrategyContract
 from stl_search.transform import classical, cyclic, transpose
+from stl_search.verify import verify
 
 CASES = [
     ("cyclic", (2, 2, 2), 3),
@@ -153,9 +154,13 @@ def test_only_symmetric_strategies_take_part_when_a_symmetry_is_asked_for() -> N
         suitable(Problem((2, 2, 2), 7, ring="ZT", symmetry="cyclic", strategies=("numeric",)), Pool(problem))
 
 
-class TestOrbitBySimplex(StrategyContract):
-    strategy = "orbit"
-    problem = Problem((4, 4, 4), 61, ring="Z")
+@pytest.mark.parametrize(("rank", "ring"), [(61, "ZT"), (64, "Q"), (61, "Z2")])
+def test_a_rank_that_the_simplex_reaches_needs_no_search(rank: int, ring: str) -> None:
+    problem = Problem((4, 4, 4), rank, ring=ring, strategies=("orbit",))
+    chosen = suitable(problem, Pool(problem))[0][0]
+    (found,) = chosen.run(problem, Pool(problem), np.random.default_rng(0), Clock(None))
+    assert found.rank == 61
+    assert ring in verify(found).rings
 
 
 class TestOrbit(StrategyContract):
