@@ -25,6 +25,8 @@ def run(*words: str) -> None:
 def main() -> None:
     """Discover, verify, multiply; about a minute and a half once the model is there."""
     seconds = sys.argv[1] if len(sys.argv) > 1 else "60"
+    for old in FOUND.glob("4x4x4_r12_*.json"):  # so that what is verified is what is found now
+        old.unlink()
     run("discover", "--tile", "4", "--rank", "12", "--time", seconds, "--out", str(FOUND))
     newest = max(FOUND.glob("4x4x4_r12_*.json"), key=lambda p: p.stat().st_mtime)
     run("verify", str(newest))

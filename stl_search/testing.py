@@ -86,7 +86,8 @@ class StrategyContract:
 
     def test_the_generator_decides_everything(self) -> None:
         assert self._play(3)[1] == self._play(3)[1]
-        assert self._play(3)[1] != self._play(3, seed=1)[1] or self.problem.exact
+        if not self.problem.exact:  # an exact strategy may have one answer only
+            assert self._play(3)[1] != self._play(3, seed=1)[1]
 
     def test_an_expired_clock_ends_the_job(self) -> None:
         chosen = registry.get(self.strategy)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from stl_search import score
 from stl_search.catalog import store
-from stl_search.errors import UsageError
+from stl_search.errors import StlError, UsageError
 from stl_search.scheme import Scheme
 from stl_search.search.bounds import lower_bound, reached_rank
 from stl_search.search.journal import Journal, decode, encode
@@ -119,6 +120,67 @@ def test_a_finished_run_is_not_reused_and_an_unfinished_one_is(tmp_path: Path) -
     assert len(journal.read_bytes().splitlines()) == 4  # header, two jobs, finished: begun anew
 
 
+def _fake_worker(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Every worker process runs this code instead of the real one."""
+    real = subprocess.Popen
+
+    def popen(command: list[str], **options: object) -> subprocess.Popen[bytes]:
+        return real([sys.executable, "-c", code] if "stl_search.search.worker" in command else command, **options)
+
+    monkeypatch.setattr("stl_search.search.portfolio.subprocess.Popen", popen)
+
+
+@pytest.mark.parametrize("budget", [{"steps": 2}, {"time": 20.0}])
+def test_a_worker_that_dies_in_the_middle_of_a_line_is_one_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: dict
+) -> None:
+    code = "import sys\nfor _ in range(2): sys.stdin.readline()\nprint('{\"job\":0,\"str', end='', flush=True)"
+    _fake_worker(monkeypatch, code)
+    with pytest.raises(StlError, match="a worker process ended unexpectedly"):
+        discover((2, 2, 2), 5, workers=1, out=tmp_path, **budget)
+
+
+def test_jobs_that_fail_find_nothing_and_a_search_of_failures_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys, json\n"
+        "for line in sys.stdin:\n"
+        "    job = json.loads(line).get('job')\n"
+        "    if job is not None:\n"
+        "        bad = {'job': job, 'strategy': '', 'seconds': 0, 'schemes': []}\n"
+        "        print(json.dumps({**bad, 'error': 'Traceback\\nValueError: no'}), flush=True)\n"
+    )
+    _fake_worker(monkeypatch, code)
+    with pytest.raises(StlError, match="job 0 failed: ValueError: no"):
+        discover((2, 2, 2), 5, steps=9, workers=1, out=tmp_path / "all")
+    result = discover((2, 2, 2), 5, steps=1, workers=1, out=tmp_path / "one")  # a single failure is survived
+    assert not result.found
+    assert result.truncation
+
+
+def test_what_the_clock_cut_is_no_part_of_a_run_by_steps(tmp_path: Path) -> None:
+    whole = discover((3, 3, 3), 12, steps=2, seed=2, workers=1, out=tmp_path / "whole")
+    part = tmp_path / "part"
+    discover((3, 3, 3), 12, time=0.7, seed=2, workers=1, out=part)
+    journal = next((part / ".journal").iterdir())
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(line for line in lines if b"finished" not in line))  # as if killed at the end
+    again = discover((3, 3, 3), 12, steps=2, seed=2, workers=1, out=part)
+    assert again.scheme == whole.scheme
+
+
+def test_starts_outside_the_ring_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STL_CATALOG", str(tmp_path / "mine"))
+    strassen = discover((2, 2, 2), 7, ring="ZT", time=60, workers=1, out=tmp_path / "first").scheme
+    u, v, w = (f.astype(object) for f in strassen.factors)
+    u[0], v[0] = u[0] * 3, np.array([[Fraction(x, 3) for x in row] for row in v[0]], dtype=object)
+    store.add(Scheme((2, 2, 2), "Q", u, v, w), {}, out=tmp_path / "mine")
+    result = discover((2, 2, 2), 7, ring="ZT", steps=3, workers=1, starts="catalog", out=tmp_path / "out")
+    assert result.found
+    assert "ZT" in verify(result.scheme).rings
+
+
 def test_two_runs_cannot_share_a_journal(tmp_path: Path) -> None:
     header = {"search": "x", "version": "0"}
     with Journal(tmp_path / "j", header), pytest.raises(UsageError, match="running already"):
@@ -166,7 +228,8 @@ def test_kill_minus_nine_loses_nothing_and_leaves_no_worker(tmp_path: Path) -> N
     )
     result = discover((3, 3, 3), 12, time=max(j["elapsed"] for j in jobs) + 4, seed=5, workers=2, out=tmp_path)
     assert journal.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
-    assert result.error**2 <= best * (1 + 1e-6)
+    # a pool ignores gains below 1e-6, and dropping digits may cost 1e-6 of the error, 2e-6 of its square
+    assert result.error**2 <= best * (1 + 3e-6)
 
 
 def _alive(pid: int) -> bool:

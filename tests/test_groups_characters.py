@@ -34,6 +34,7 @@ from stl_search.groups import (
     small_group,
     symmetric,
 )
+from stl_search.groups.characters import _prime, _primitive_root
 from stl_search.groups.cyclotomic import power_basis
 
 EVERY = [g for n in range(1, 64) for g in all_groups(n)]
@@ -182,6 +183,29 @@ def test_both_exact_checks_agree_and_see_a_changed_value() -> None:
                 wrong = replace(table, values=values)
                 assert not np.array_equal(wrong.gram(), expected)
                 assert not wrong.is_orthogonal()
+
+
+def test_a_change_that_one_embedding_does_not_see_is_seen() -> None:
+    """The proof of orthogonality needs all phi(e) maps to the prime field: a deviation can vanish under a few."""
+    table = character_table(cyclic(31))
+    bound = int(np.abs(table.values).sum(axis=2).max())
+    prime = _prime(31, 31 * (bound**2 + 1))
+    root = _primitive_root(31, prime)
+    powers = np.array([[pow(root, sign * i, prime) for sign in (1, -1)] for i in range(30)])
+    vectors = np.random.default_rng(0).integers(2, size=(200_000, 30))
+    residues = vectors @ powers % prime
+    keys = residues[:, 0] * prime + residues[:, 1]
+    order = np.argsort(keys)
+    twins = np.flatnonzero(np.diff(keys[order]) == 0)
+    changes = vectors[order[twins]] - vectors[order[twins + 1]]  # vanish at the root and at its inverse
+    changes = changes[(changes != 0).any(axis=1)]
+    assert len(changes) > 10
+    for change in changes[:10]:
+        values = table.values.copy()
+        values[3, 0] += change
+        wrong = replace(table, values=values)
+        assert int(np.abs(values).sum(axis=2).max()) == bound  # so that the same prime is used
+        assert not wrong.is_orthogonal()
 
 
 @settings(max_examples=60, deadline=None)

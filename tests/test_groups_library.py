@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 
 from stl_search.groups import (
+    Group,
     GroupError,
     abelian_invariants,
     all_groups,
@@ -39,7 +41,7 @@ from stl_search.groups import (
     symmetric,
     wreath,
 )
-from stl_search.groups.extension import enumerate_groups, extend, spread
+from stl_search.groups.extension import Extension, enumerate_groups, extend, spread
 from stl_search.groups.make_library import main as make_library
 from stl_search.groups.subgroups import primes_of
 
@@ -95,7 +97,7 @@ def test_enumeration_from_nothing_gives_the_shipped_table(tmp_path: Path, capsys
     assert f"{made}: {text.count(chr(10))} lines" in capsys.readouterr().err
 
 
-def test_the_command_stops_where_lists_differ(tmp_path: Path) -> None:
+def test_the_command_stops_where_lists_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = {"groups": [e for e in golden().values() if e["id"] != "4.2"]}
     (tmp_path / "short.json").write_text(json.dumps(short), encoding="utf-8")
     with pytest.raises(GroupError, match="a group of order 4 is none of"):
@@ -104,7 +106,15 @@ def test_the_command_stops_where_lists_differ(tmp_path: Path) -> None:
     (tmp_path / "twice.json").write_text(json.dumps(twice), encoding="utf-8")
     with pytest.raises(GroupError, match="order 2"):
         make_library(["--numbering", str(tmp_path / "twice.json"), str(tmp_path / "out.py")])
+    monkeypatch.setattr("stl_search.groups.make_library.enumerate_groups", lambda n, smaller: all_but_one(n, smaller))
+    with pytest.raises(GroupError, match=r"order 4: groups \[1\] found, 2 in"):
+        make_library(["--numbering", str(GOLDEN), str(tmp_path / "out.py")])
     assert not (tmp_path / "out.py").exists()
+
+
+def all_but_one(order: int, smaller: Mapping[int, Sequence[Group]]) -> list[tuple[Group, Extension | None]]:
+    """An enumeration that misses the last group of order 4."""
+    return [entry for entry in enumerate_groups(order, smaller) if identify(entry[0]) != "4.2"]
 
 
 def test_enumeration_ends_where_it_would_miss_groups() -> None:

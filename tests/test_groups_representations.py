@@ -171,6 +171,8 @@ def test_bases_show_the_structure() -> None:
             entries = set(np.unique(np.abs(irrep.matrices)).tolist())
             if irrep.block.size > 1 and name not in ("S4", "SD16 x C2"):
                 assert entries <= {0.0, 1.0}, (name, irrep.block)
+    tetrahedral = real_irreps(special_linear(3))[-1]  # of A4 = SL(2,3) / +-1
+    assert set(np.unique(np.abs(tetrahedral.matrices)).tolist()) == {0.0, 1.0}
     s3 = real_irreps(symmetric(3))[-1]
     assert all(min(abs(abs(x) - v) for v in (0, 0.5, 1, 3**0.5 / 2)) < 1e-15 for x in s3.matrices.ravel())
     q8 = quaternion()

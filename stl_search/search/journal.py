@@ -80,16 +80,25 @@ class Journal:
             check, _, text = raw.partition(b" ")
             if not raw.endswith(b"\n") or check != b"%08x" % zlib.crc32(text):
                 break
-            lines.append(json.loads(text))
+            try:
+                line = json.loads(text)
+            except ValueError:
+                break
+            if not isinstance(line, dict):
+                break
+            lines.append(line)
             good += len(raw)
         return lines, good
 
     def append(self, line: dict[str, Any]) -> None:
         """Write one line and wait until it is on disk."""
         text = json.dumps(line, separators=(",", ":"), allow_nan=False).encode() + b"\n"
-        self._file.write(b"%08x " % zlib.crc32(text) + text)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(b"%08x " % zlib.crc32(text) + text)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise CatalogError(f"cannot write the journal {self.path}: {error.strerror}") from None
 
     def close(self) -> None:
         """Release the file."""

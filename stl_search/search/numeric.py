@@ -8,11 +8,12 @@ import numpy as np
 
 from stl_search import decompose
 from stl_search.discretize import discretize
+from stl_search.errors import SchemeError
 from stl_search.scheme import Scheme, Shape
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
 
-__all__ = ["Numeric", "batch_size", "solve_approximate", "solve_exact"]
+__all__ = ["Numeric", "batch_size", "discrete", "solve_approximate", "solve_exact"]
 
 _LAST_DIGITS = 600  # up to so many unknowns a Levenberg-Marquardt step takes milliseconds
 _NEARLY_EXACT = 1e-4  # |T - S|^2 of an optimum that the noise term alone keeps from being exact
@@ -65,7 +66,17 @@ def solve_exact(shape: Shape, rank: int, ring: str, rng: np.random.Generator, cl
     )
     if f[0] > 1e-18 or clock.expired():
         return None
-    return discretize(decompose.scheme_of(shape, batch), ring, rng, clock.deadline, attempts=25)
+    return discrete(decompose.scheme_of(shape, batch), ring, rng, clock, 25)
+
+
+def discrete(scheme: Scheme, ring: str, rng: np.random.Generator, clock: Clock, attempts: int) -> Scheme | None:
+    """``discretize``, or None for a solution that is not exact to the last digits; a deadline met is told the clock."""
+    try:
+        found = discretize(scheme, ring, rng, clock.deadline, attempts)
+    except SchemeError:
+        return None
+    clock.expired()
+    return found
 
 
 def _rounded(shape: Shape, batch: decompose.Batch, rng: np.random.Generator, clock: Clock) -> Scheme | None:
@@ -75,7 +86,7 @@ def _rounded(shape: Shape, batch: decompose.Batch, rng: np.random.Generator, clo
     )
     if f[0] > 1e-18 or clock.expired():
         return None
-    return discretize(decompose.scheme_of(shape, batch), "Q", rng, clock.deadline, attempts=10)
+    return discrete(decompose.scheme_of(shape, batch), "Q", rng, clock, 10)
 
 
 class Numeric:

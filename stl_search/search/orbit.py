@@ -7,11 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from stl_search import decompose
-from stl_search.discretize import discretize
 from stl_search.errors import UsageError
 from stl_search.scheme import Scheme, Shape
 from stl_search.search.constructions import simplex
-from stl_search.search.numeric import variables
+from stl_search.search.numeric import discrete, variables
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import Action, OrbitType, action, orbit_types, span
@@ -142,7 +141,7 @@ class Orbit:
                     yield decompose.scheme_of(problem.shape, free)
             elif f < 1e-18 and not clock.expired():
                 solved = decompose.scheme_of(problem.shape, batch)
-                found = discretize(solved, problem.ring, rng, clock.deadline, attempts=25)
+                found = discrete(solved, problem.ring, rng, clock, 25)
                 if found is not None:
                     yield found
                     return

@@ -19,8 +19,8 @@ from typing import Any
 
 from stl_search import __version__, score, transform, verify
 from stl_search.catalog import store
-from stl_search.errors import StlError, UsageError
-from stl_search.scheme import Scheme, Shape
+from stl_search.errors import CatalogError, StlError, UsageError
+from stl_search.scheme import MAX_TENSOR, Scheme, Shape
 from stl_search.search import bounds, strategy
 from stl_search.search.compose import splits
 from stl_search.search.journal import Journal, decode, encode
@@ -142,7 +142,7 @@ def discover(
 
     Raises UsageError for what makes no sense; returns a Result, found or not.
     """
-    chosen = tuple(sorted(set(strategies)))
+    chosen = tuple(sorted({strategies} if isinstance(strategies, str) else set(strategies)))
     for name in chosen:
         strategy.get(name)
     problem = Problem(tuple(shape), rank, ring, dtype, seed, starts, chosen, symmetry or "")  # type: ignore[arg-type]
@@ -161,10 +161,18 @@ def discover(
         if rank < bound.rank:
             reason = f"impossible: every exact scheme over {problem.ring} has rank >= {bound.rank} ({bound.source})"
             return Result(False, problem, None, None, None, None, None, None, 0.0, 0, reason)
+    m, k, n = problem.shape
+    if (m * k) * (k * n) * (m * n) > MAX_TENSOR:
+        raise UsageError(f"<{m},{k},{n}> is too large to be searched: (mk)(kn)(mn) is above {MAX_TENSOR}")
+    if rank > problem.volume:  # more products than the classical algorithm has are never needed
+        problem = dataclasses.replace(problem, rank=problem.volume)
     strategy.suitable(problem, Pool(problem))
-    header = {"search": problem.key(workers, __version__), "version": __version__}
+    known = _starts(problem)
+    header: dict[str, Any] = {"search": problem.key(workers, __version__), "version": __version__}
+    if known:  # other starts, another search: a journal that began from others is not gone on with
+        header["starts"] = sorted(s.id for s in known)
     with Journal(folder / ".journal" / header["search"], header, fresh) as journal:
-        run = _Run(problem, workers, time, steps, journal, progress)
+        run = _Run(problem, workers, time, steps, journal, known, progress)
         result = run.finish(run.search(), folder)
         journal.append({"finished": result.to_json()})
     return result
@@ -188,6 +196,7 @@ class _Run:
         seconds: float | None,
         steps: int | None,
         journal: Journal,
+        starts: list[Scheme],
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.problem = problem
@@ -200,22 +209,39 @@ class _Run:
         self.pool = Pool(problem)
         self.start_ids: list[str] = []
         self.initial: list[dict[str, Any]] = []
-        for scheme in self._starts():
+        for scheme in starts:
             entry = Entry(cost(problem, scheme), scheme.id, scheme, "start")
             if self.pool.add(entry):
                 self.initial.append(_message(entry))
                 self.start_ids.append(scheme.id)
+        # known to this process alone, so that jobs are the same with and without
         if problem.volume <= problem.rank:
             self.pool.add(_entry(problem, transform.classical(problem.shape), "classical"))
+        elif not problem.exact and not problem.symmetry:
+            self.pool.add(_entry(problem, _truncated(problem), "truncation"))
         self.answers: dict[int, dict[str, Any]] = {}
+        self.extras: list[dict[str, Any]] = []  # answers that the clock cut short: finds, but no part of the sequence
+        self.origin: dict[str, int] = {}
+        self.failures: list[str] = []
         self.spent = 0.0
-        for line in journal.lines:
-            self.answers[line["job"]] = line
-            self.spent = max(self.spent, float(line.get("elapsed", 0.0)))
+        try:
+            for line in journal.lines:
+                self._take(line)
+                self.spent = max(self.spent, float(line["elapsed"]))
+        except (KeyError, TypeError, ValueError):
+            raise CatalogError(f"the journal {journal.path} is not one of this program; use --fresh") from None
         self.merged = 0
         self.began = time.monotonic()
 
+    def _take(self, answer: dict[str, Any]) -> None:
+        """File an answer: under its job, or among the extras where the clock cut the job short."""
+        if answer.get("cut"):
+            self.extras.append(answer)
+        else:
+            self.answers[int(answer["job"])] = answer
+
     def elapsed(self) -> float:
+        """Seconds used so far, those of an interrupted run included."""
         return self.spent + time.monotonic() - self.began
 
     def search(self) -> int:
@@ -243,11 +269,13 @@ class _Run:
                         stack.callback(idle.end)
                         crew.append(idle)
                     left = None if self.seconds is None else self.seconds - reserve - self.elapsed()
-                    idle.give(next_job, self._history(next_job - self.lag), left)
+                    history = [self.answers[j]["schemes"] for j in range(idle.fed, next_job - self.lag + 1)]
+                    idle.give(next_job, history, None if left is None else time.time() + left)
                     running[idle] = next_job
                     next_job += 1
                     while next_job in self.answers:
                         next_job += 1
+                    over = self.seconds is not None and self.elapsed() >= self.seconds - reserve
                 if not running or (over and self.steps is None and self._met()):
                     break
                 if over and self.seconds is not None and self.elapsed() > self.seconds + 2.0:
@@ -261,20 +289,24 @@ class _Run:
                     raise StlError(
                         f"a worker process ended unexpectedly (job {running.get(worker)}); run again to resume"
                     )
-                if "error" in answer:
-                    last = answer["error"].strip().splitlines()[-1]
-                    raise StlError(
-                        f"job {answer['job']} failed: {last}\n{answer['error']}"
-                        if _debug()
-                        else f"job {answer['job']} failed: {last}"
-                    )
                 running.pop(worker)
+                self._count_failure(answer)
                 answer["elapsed"] = round(self.elapsed(), 3)
                 self.journal.append(answer)
-                self.answers[answer["job"]] = answer
+                self._take(answer)
                 self._merge()
                 self._report()
         return self.merged
+
+    def _count_failure(self, answer: dict[str, Any]) -> None:
+        """A job that failed found nothing; a search whose every job fails has a cause that the user must see."""
+        failed = answer.get("error")
+        if failed:
+            if os.environ.get("STL_DEBUG"):
+                print(failed, file=sys.stderr)  # noqa: T201 - asked for
+            self.failures.append(f"job {answer['job']} failed: {failed.strip().splitlines()[-1]}")
+        if len(self.failures) == self.lag and len(self.answers) + 1 == self.lag:
+            raise StlError(self.failures[0])
 
     def _merge(self) -> None:
         """Take answers into the pool in job order, as far as they have come; stop where an exact goal is met."""
@@ -282,12 +314,9 @@ class _Run:
             if self.steps is not None and self.merged >= self.steps:
                 return
             for message in self.answers[self.merged]["schemes"]:
-                self.pool.add(Entry(message["cost"], message["id"], decode(message["add"]), message["strategy"]))
+                if self.pool.add(_received(message)):
+                    self.origin[message["id"]] = self.merged
             self.merged += 1
-
-    def _history(self, upto: int) -> list[list[dict[str, Any]]]:
-        """The answers of jobs 0 .. upto, job by job, as a worker's pool must have seen them."""
-        return [self.answers[j]["schemes"] for j in range(upto + 1)]
 
     def _met(self) -> bool:
         if not self.problem.exact:
@@ -315,12 +344,16 @@ class _Run:
     def finish(self, jobs: int, folder: Path) -> Result:
         """Polish, prove and keep the best scheme."""
         problem = self.problem
-        # what was found by jobs that were not merged in order counts too when time ran out
-        if self.steps is None and not self._met():
-            for job in sorted(j for j in self.answers if j >= self.merged):
-                for message in self.answers[job]["schemes"]:
-                    self.pool.add(Entry(message["cost"], message["id"], decode(message["add"]), message["strategy"]))
         best = self.pool.best(problem.shape, problem.rank)
+        if self.steps is None and not self._met():
+            # jobs that the clock cut, or that came out of order at the end, count where they matter; what they found
+            # cannot be found again by steps, so a find of the sequence is preferred to one that is barely better
+            rest = [self.answers[j] for j in sorted(self.answers) if j >= self.merged] + self.extras
+            for message in (m for answer in rest for m in answer["schemes"]):
+                self.pool.add(_received(message))
+            other = self.pool.best(problem.shape, problem.rank)
+            if other is not None and (best is None or problem.exact or other.cost < best.cost * (1 - 1e-3)):
+                best = other
         seconds = self.elapsed()
         if best is None:
             ranks = self.pool.ranks(problem.shape)
@@ -330,11 +363,15 @@ class _Run:
         scheme = best.scheme if best.scheme.ring.exact else self._polished(best.scheme)
         if problem.ring == "Z2":
             scheme = transform.to_ring(scheme, "Z2")
+        # the jobs up to the one that found it find it again; None where only the clock decided what a job found
+        steps = self.origin[best.id] + 1 if best.id in self.origin else None
+        if steps is None and (self.steps is not None or best.strategy in ("start", "classical", "truncation")):
+            steps = 1
         provenance = {
-            "command": self._command(jobs),
+            "command": self._command(steps),
             "strategy": best.strategy,
             "seed": problem.seed,
-            "steps": jobs,
+            "steps": steps,
             "workers": self.workers,
             "version": __version__,
             "commit": _commit(),
@@ -346,6 +383,9 @@ class _Run:
         path = store.add(scheme, provenance, out=folder, dtype=None if problem.exact else problem.dtype)
         kept = store.load(path)
         if problem.exact:
+            holds = problem.ring in verify(kept).rings
+            if not holds:
+                raise StlError(f"{path}: found over {kept.ring.name}, asked for {problem.ring}; this is a bug")
             better = self._better(kept, None)
             return Result(True, problem, kept, path, None, None, None, best.strategy, seconds, jobs, "", better)
         e = verify(kept).E
@@ -363,12 +403,14 @@ class _Run:
         inbox: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
         worker = _Worker(self.problem, [{"polish": encode(scheme)}], inbox)
         try:
-            answer = inbox.get(timeout=60.0)[1]
+            worker.hang_up()  # it ends after this, whatever it answers
+            # a run by steps waits for the answer, however long; a run by time has seconds left for it
+            answer = inbox.get(timeout=None if self.seconds is None else 10.0)[1]
         except queue.Empty:
             return scheme
         finally:
             worker.end()
-        return scheme if answer is None else decode(answer["polished"])
+        return scheme if answer is None or "polished" not in answer else decode(answer["polished"])
 
     def _better(self, kept: Scheme, error: float | None) -> dict[str, Any] | None:
         """What the catalogs already hold that is better than the find, if anything."""
@@ -384,28 +426,8 @@ class _Run:
             return None
         return {"id": entry.id, "path": str(entry.path), "error": known}
 
-    def _starts(self) -> list[Scheme]:
-        """Known schemes of the shape near the rank, and of the shapes that a composition needs."""
-        if self.problem.starts == "none":
-            return []
-        dirs = [store.shipped_dir()] if self.problem.starts == "shipped" else None
-        wanted: set[Shape] = {self.problem.shape}
-        for _, first, second in splits(self.problem.shape):
-            wanted |= {first, second}
-        found = []
-        for shape in sorted(wanted):
-            for entry in store.candidates(shape, dirs=dirs):
-                if shape == self.problem.shape and not -8 <= entry.rank - self.problem.rank <= 12:
-                    continue
-                with contextlib.suppress(StlError):  # a broken entry is no reason not to search
-                    scheme = store.scheme_of(entry, shape)
-                    if scheme.ring.name in ("Z2", "C") or (self.problem.exact and not scheme.ring.exact):
-                        continue
-                    found.append(scheme)
-        return found
-
-    def _command(self, jobs: int) -> str:
-        """The command that repeats this find: by steps, which is deterministic."""
+    def _command(self, steps: int | None) -> str:
+        """The command that repeats this find: by steps, which is deterministic, or else by the time that was given."""
         p = self.problem
         words = [
             "stl-search",
@@ -419,7 +441,8 @@ class _Run:
         ]
         if not p.exact:
             words += ["--dtype", p.dtype]
-        words += ["--steps", str(max(1, jobs)), "--seed", str(p.seed), "--workers", str(self.workers)]
+        words += ["--time", str(self.seconds)] if steps is None else ["--steps", str(steps)]
+        words += ["--seed", str(p.seed), "--workers", str(self.workers)]
         for name in p.strategies or strategy.names():  # by name, so that a later strategy changes no replay
             words += ["--strategy", name]
         if p.symmetry:
@@ -437,13 +460,16 @@ class _Worker:
         # the same library as the parent's, also when it runs from a checkout that is not installed
         root = str(_ROOT)
         environment["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "stl_search.search.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the parent, which ends its workers quietly
-        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "stl_search.search.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                start_new_session=True,  # Ctrl-C is the parent's to handle
+            )
+        except OSError as error:
+            raise StlError(f"cannot start a worker process: {error.strerror}; try fewer --workers") from None
         self.fed = 0
         self._send({"problem": dataclasses.asdict(problem)})
         for message in initial:
@@ -454,9 +480,13 @@ class _Worker:
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
-        for raw in self.process.stdout:
-            self._inbox.put((self, json.loads(raw)))
-        self._inbox.put((self, None))
+        try:
+            for raw in self.process.stdout:
+                self._inbox.put((self, json.loads(raw)))
+        except (ValueError, OSError):
+            pass  # killed in the middle of a line
+        finally:
+            self._inbox.put((self, None))
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
@@ -464,13 +494,19 @@ class _Worker:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
 
-    def give(self, job: int, history: list[list[dict[str, Any]]], seconds: float | None) -> None:
-        """Bring its pool to the given history and start a job."""
-        for schemes in history[self.fed :]:
+    def give(self, job: int, history: list[list[dict[str, Any]]], deadline: float | None) -> None:
+        """Feed its pool with the next jobs' schemes and start a job; ``deadline`` is in seconds of the wall clock."""
+        for schemes in history:
             for message in schemes:
                 self._send(message)
-        self.fed = max(self.fed, len(history))
-        self._send({"job": job, "seconds": seconds})
+        self.fed += len(history)
+        self._send({"job": job, "deadline": deadline})
+
+    def hang_up(self) -> None:
+        """Say that nothing more will come."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
 
     def end(self) -> None:
         """Kill it and wait for it."""
@@ -483,8 +519,49 @@ class _Worker:
                     pipe.close()
 
 
+def _starts(problem: Problem) -> list[Scheme]:
+    """Known schemes of the shape near the rank, and of the shapes that a composition needs."""
+    if problem.starts == "none":
+        return []
+    dirs = [store.shipped_dir()] if problem.starts == "shipped" else None
+    wanted: set[Shape] = {problem.shape}
+    for _, first, second in splits(problem.shape):
+        wanted |= {first, second}
+    found = []
+    for shape in sorted(wanted):
+        for entry in store.candidates(shape, dirs=dirs):
+            if shape == problem.shape and not -8 <= entry.rank - problem.rank <= 12:
+                continue
+            with contextlib.suppress(StlError):  # a broken entry is no reason not to search
+                scheme = _usable(store.scheme_of(entry, shape), problem.ring)
+                if scheme is not None:
+                    found.append(scheme)
+    return found
+
+
+def _usable(scheme: Scheme, ring: str) -> Scheme | None:
+    """A known scheme as one over the ring that is searched, or None where it does not hold there."""
+    if ring == "Z2":
+        return transform.to_ring(scheme, "Z2")  # raises for even denominators, which the caller passes over
+    if scheme.ring.name in ("Z2", "C"):
+        return None
+    order = ("ZT", "Z", "Q", "R")
+    return scheme if order.index(scheme.ring.name) <= order.index(ring) else None
+
+
+def _truncated(problem: Problem) -> Scheme:
+    """The classical algorithm with its last products left out: what every search can fall back on."""
+    whole = transform.classical(problem.shape)
+    return Scheme(problem.shape, "R", *(f[: problem.rank] for f in whole.factors))
+
+
 def _entry(problem: Problem, scheme: Scheme, name: str) -> Entry:
     return Entry(cost(problem, scheme), scheme.id, scheme, name)
+
+
+def _received(message: dict[str, Any]) -> Entry:
+    """A scheme as a worker sent it."""
+    return Entry(message["cost"], message["id"], decode(message["add"]), message["strategy"])
 
 
 def _message(entry: Entry) -> dict[str, Any]:
@@ -500,7 +577,3 @@ def _commit() -> str | None:
         done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, timeout=5)
         return done.stdout.strip() or None
     return None
-
-
-def _debug() -> bool:
-    return bool(os.environ.get("STL_DEBUG"))

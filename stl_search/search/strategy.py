@@ -15,7 +15,8 @@ from stl_search.search.problem import Pool, Problem
 
 __all__ = ["Clock", "Strategy", "get", "names", "register", "suitable"]
 
-_MODULES = ("numeric", "compose", "deflate", "orbit")  # each registers its strategy when imported
+# each registers its strategy when imported
+_MODULES = ("numeric", "compose", "deflate", "orbit", "group_algebra")
 
 
 class Clock:
@@ -23,10 +24,13 @@ class Clock:
 
     def __init__(self, seconds: float | None = None) -> None:
         self.deadline = None if seconds is None else time.monotonic() + seconds
+        self.cut = False  # whether a job was told to stop: what it found then depends on the speed of the machine
 
     def expired(self) -> bool:
         """Whether the job should return now."""
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        late = self.deadline is not None and time.monotonic() >= self.deadline
+        self.cut = self.cut or late
+        return late
 
 
 class Strategy(Protocol):

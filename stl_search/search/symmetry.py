@@ -198,7 +198,7 @@ class OrbitType:
 
 @cache
 def orbit_types(group: Action) -> tuple[OrbitType, ...]:
-    """Every kind of orbit the action has: a conjugacy class of stabilisers and the signs with which each one acts."""
+    """The kinds of orbit: conjugacy classes of stabilisers (of at most two generators) and the signs of each one."""
     m, k, n = group.shape
     sizes = (m * k, k * n, m * n)
     ends = np.cumsum([0, *sizes])
@@ -238,8 +238,14 @@ def _generating(group: Action, subgroup: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _sign_patterns(element: Element) -> list[tuple[int, int, int]]:
-    """The signs (product 1) with which an element may fix a term; where it permutes factors they can be scaled away."""
-    if element.slots != (0, 1, 2):
+    """The signs (product 1) with which an element may fix a term.
+
+    Where it rotates the factors, or exchanges two and is an involution, they can be scaled away.
+    """
+    rotates = element.slots in ((1, 2, 0), (2, 0, 1))
+    square = element @ element
+    involution = square.slots == (0, 1, 2) and all(np.abs(m - np.eye(len(m))).max() < 1e-6 for m in square.maps)
+    if rotates or (element.slots != (0, 1, 2) and involution):
         return [(1, 1, 1)]
     return [(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]
 

@@ -40,14 +40,16 @@ def run_job(problem: Problem, pool: Pool, index: int, clock: Clock) -> tuple[str
     found: list[Entry] = []
     for scheme in chosen.run(problem, pool, rng, clock):
         value = cost(problem, scheme)
-        if np.isfinite(value) and pool.would_take(scheme.shape, scheme.rank, value):
+        if np.isfinite(value) and pool.wants(scheme, value):
             found.append(Entry(value, scheme.id, scheme, chosen.name))
     return chosen.name, found
 
 
 def polished(problem: Problem, scheme: Scheme) -> Scheme:
     """The same local optimum to its last digits."""
-    refined, _ = decompose.refine(problem.shape, decompose.batch_of([scheme]), problem.lam, 2000, tolerance=1e-12)
+    start = decompose.batch_of([scheme])
+    steps = min(2000, 10_000_000 // sum(f.size for f in start))
+    refined, _ = decompose.refine(problem.shape, start, problem.lam, steps, tolerance=1e-12)
     if sum(f.size for f in refined) <= 1200:
         refined, _ = decompose.levenberg_marquardt(problem.shape, refined, problem.lam, iterations=20, damping=1e-6)
     better = decompose.scheme_of(problem.shape, refined)
@@ -79,17 +81,25 @@ def main() -> None:
             pool.add(Entry(message["cost"], message["id"], decode(message["add"]), message["strategy"]))
             continue
         if "polish" in message:
-            _send(out, {"polished": encode(polished(problem, decode(message["polish"])))})
+            scheme = decode(message["polish"])
+            try:
+                _send(out, {"polished": encode(polished(problem, scheme))})
+            except Exception:
+                _send(out, {"error": traceback.format_exc()})
             continue
         started = time.monotonic()
+        deadline = message["deadline"]
+        clock = Clock(None if deadline is None else max(0.0, deadline - time.time()))
         try:
-            name, found = run_job(problem, pool, message["job"], Clock(message["seconds"]))
+            name, found = run_job(problem, pool, message["job"], clock)
         except Exception:
-            _send(out, {"job": message["job"], "error": traceback.format_exc()})
+            failure = {"strategy": "", "seconds": 0.0, "schemes": [], "error": traceback.format_exc()}
+            _send(out, {"job": message["job"], **failure})
             continue
         schemes = [{"add": encode(e.scheme), "cost": e.cost, "id": e.id, "strategy": e.strategy} for e in found]
         seconds = time.monotonic() - started
-        _send(out, {"job": message["job"], "strategy": name, "seconds": round(seconds, 3), "schemes": schemes})
+        answer = {"job": message["job"], "strategy": name, "seconds": round(seconds, 3), "schemes": schemes}
+        _send(out, {**answer, "cut": True} if clock.cut else answer)
 
 
 def _send(out: BinaryIO, message: dict[str, Any]) -> None:
