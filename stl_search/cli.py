@@ -642,6 +642,35 @@ def export(entry: str, file: str, format_: str | None, as_json: bool) -> None:
         click.echo("\n".join(written))
 
 
+# -- measurements ------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def bench() -> None:
+    """Measure the program on this machine."""
+
+
+@bench.command("flips")
+@shape_options
+@click.option("--seconds", type=click.FloatRange(0.01, 600), default=1.0, show_default=True, help="CPU time of a walk.")
+@click.option("--repeats", type=click.IntRange(1, 1000), default=5, show_default=True, help="Walks of each kind.")
+@json_option
+def bench_flips(shape: Shape | None, tile: int | None, seconds: float, repeats: int, as_json: bool) -> None:
+    """Flips a second and core of walks over Z2, plain and cyclic.  [default shape: 4,4,4]"""
+    from stl_search.bench.flips import flips
+
+    rows = flips(_shape(shape, tile, required=False) or (4, 4, 4), seconds, repeats)
+    if as_json:
+        _print_json({"flips_per_second": rows})
+        return
+    columns = [("shape", "left"), ("symmetry", "left"), *((p, "right") for p in ("p20", "p50", "p80", "best rank"))]
+    cells = [
+        [_name(r["shape"]), r["symmetry"], *(f"{r[p] / 1e6:.1f}" for p in ("p20", "p50", "p80")), r["rank"]]
+        for r in rows
+    ]
+    _console().print(_table("million flips a second, one core", columns, cells))
+
+
 # -- products ----------------------------------------------------------------------------------------------------------
 
 

@@ -108,7 +108,8 @@ class Entry:
 class Pool:
     """The best schemes met so far, a few for each (shape, rank); equal costs (to 1e-6) count as the same basin.
 
-    A pool is a deterministic function of the sequence of ``add`` calls.
+    Schemes over Z2 are kept as ``material`` too; in a search over another ring they are nothing else. A pool is a
+    deterministic function of the sequence of ``add`` calls.
     """
 
     capacity = 16
@@ -116,6 +117,7 @@ class Pool:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self._cells: dict[tuple[Shape, int], list[Entry]] = {}
+        self._material: dict[tuple[Shape, int], dict[str, Scheme]] = {}
 
     def would_take(self, shape: Shape, rank: int, cost: float) -> bool:
         """Whether a scheme of that cost would enter."""
@@ -124,11 +126,44 @@ class Pool:
             return False
         return len(cell) < self.capacity or cost < cell[-1].cost
 
+    def wants(self, scheme: Scheme, cost: float) -> bool:
+        """Whether ``add`` would take the scheme in."""
+        if scheme.ring.characteristic and scheme.id not in self._material.get((scheme.shape, scheme.rank), {}):
+            return True
+        return self._answers(scheme) and self.would_take(scheme.shape, scheme.rank, cost)
+
+    def _answers(self, scheme: Scheme) -> bool:
+        """Whether the scheme is one over the ring of the problem: over Z2 it is no scheme over any other ring."""
+        return not scheme.ring.characteristic or self.problem.ring == "Z2"
+
+    def _keep(self, entry: Entry) -> bool:
+        """Keep a Z2 scheme as material, in the place of the oldest one; says whether it was new."""
+        if not entry.scheme.ring.characteristic:
+            return False
+        kept = self._material.setdefault((entry.scheme.shape, entry.scheme.rank), {})
+        if entry.id in kept:
+            return False
+        kept[entry.id] = entry.scheme
+        if len(kept) > self.capacity:
+            del kept[next(iter(kept))]
+        return True
+
+    def material(self, shape: Shape, rank: int) -> list[Scheme]:
+        """Schemes over Z2 to walk from, whatever the ring of the problem: the last ones met, oldest first."""
+        return list(self._material.get((shape, rank), {}).values())
+
+    def material_ranks(self, shape: Shape) -> list[int]:
+        """The ranks for which there is material, ascending."""
+        return sorted(r for s, r in self._material if s == shape)
+
     def add(self, entry: Entry) -> bool:
         """Take the entry in if it is new and good enough; says whether it was."""
         key = (entry.scheme.shape, entry.scheme.rank)
+        fresh = self._keep(entry)
+        if not self._answers(entry.scheme):
+            return fresh
         if not self.would_take(*key, entry.cost):
-            return False
+            return fresh
         cell = self._cells.setdefault(key, [])
         cell.append(entry)
         cell.sort()

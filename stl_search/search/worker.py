@@ -40,7 +40,7 @@ def run_job(problem: Problem, pool: Pool, index: int, clock: Clock) -> tuple[str
     found: list[Entry] = []
     for scheme in chosen.run(problem, pool, rng, clock):
         value = cost(problem, scheme)
-        if np.isfinite(value) and pool.would_take(scheme.shape, scheme.rank, value):
+        if np.isfinite(value) and pool.wants(scheme, value):
             found.append(Entry(value, scheme.id, scheme, chosen.name))
     return chosen.name, found
 

@@ -1,0 +1,275 @@
+"""Walks in the flip graph: they keep the tensor and the symmetry, repeat under a seed, find known ranks, and lift."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stl_search import transform
+from stl_search.scheme import Scheme, Shape
+from stl_search.search.flipgraph import FlipGraph, orbits_of, scheme_of, symmetric_start, terms_of
+from stl_search.search.flips import CAPACITY, Walk, settle
+from stl_search.search.portfolio import discover
+from stl_search.search.problem import Entry, Pool, Problem, cost
+from stl_search.search.strategy import Clock, suitable
+from stl_search.testing import StrategyContract
+from stl_search.verify import first_failure, verify
+
+NO_CUBES = np.zeros(0, dtype=np.uint64)
+SHAPES = [(2, 2, 2), (1, 2, 3), (2, 3, 4), (4, 3, 2), (3, 2, 5), (3, 3, 3), (4, 4, 4), (2, 8, 3), (8, 8, 8)]
+
+
+def classical_walk(shape: Shape, seed: int = 0) -> Walk:
+    terms = terms_of(transform.classical(shape, "Z2"))
+    return Walk(terms, NO_CUBES, 1, np.random.default_rng(seed))
+
+
+def symmetric_walk(n: int, blocks: list[list[int]], seed: int = 0) -> Walk:
+    return Walk(*symmetric_start(n, blocks), 3, np.random.default_rng(seed))
+
+
+def term_set(scheme: Scheme) -> list[tuple[int, ...]]:
+    return sorted(tuple(t) for t in terms_of(scheme).tolist())
+
+
+class TestModulo2(StrategyContract):
+    strategy = "flipgraph"
+    problem = Problem((2, 3, 3), 15, ring="Z2")
+
+
+class TestTernary(StrategyContract):
+    strategy = "flipgraph"
+    problem = Problem((3, 3, 3), 23, ring="ZT")
+
+    def test_every_scheme_is_what_it_claims(self) -> None:
+        super().test_every_scheme_is_what_it_claims()
+        pool, _ = self._play(self.jobs)
+        assert all("ZT" in verify(entry.scheme).rings for entry in pool)
+
+
+class TestSymmetric(StrategyContract):
+    strategy = "flipgraph"
+    problem = Problem((3, 3, 3), 23, ring="Z2", symmetry="cyclic")
+
+    def test_what_it_finds_is_invariant(self) -> None:
+        pool, _ = self._play(self.jobs)
+        for entry in pool:
+            assert term_set(transform.cyclic(entry.scheme)) == term_set(entry.scheme)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_masks_and_schemes_are_two_forms_of_one_thing(shape: Shape) -> None:
+    m, k, n = shape
+    rng = np.random.default_rng(1)
+    scheme = Scheme(shape, "Z2", *(rng.integers(0, 2, (7, a, b)) for a, b in ((m, k), (k, n), (m, n))))
+    terms = terms_of(scheme)
+    assert scheme_of(shape, terms) == scheme
+    q, i, j = 5, m - 1, k - 1
+    assert int(terms[q, 0]) >> (i * k + j) & 1 == scheme.u[q, i, j]
+    assert int(terms[q, 2]) >> ((n - 1) * m + i) & 1 == scheme.w[q, i, n - 1]  # the third factor is w transposed
+    if m == k == n:
+        turned = terms_of(transform.cyclic(scheme))
+        assert turned.tolist() == np.roll(terms, -1, axis=1).tolist()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_walk_keeps_the_tensor(shape: Shape) -> None:
+    walk = classical_walk(shape)
+    start = term_set(scheme_of(shape, walk.terms()))
+    for steps, patience in (
+        (3000, 10**9),
+        (3000, 50),
+        (100_000, 1000),
+        (20_000, 5),
+    ):  # from few plus-transitions to many
+        walk.run(steps, patience, 3)
+        now = scheme_of(shape, walk.terms())
+        assert first_failure(now) is None
+        assert now.rank == walk.rank
+        best = scheme_of(shape, walk.terms(best=True))
+        assert first_failure(best) is None
+        assert best.rank == walk.best_rank
+    assert term_set(now) != start or shape == (1, 2, 3)
+    if shape in ((2, 2, 2), (2, 3, 4), (3, 3, 3)):
+        assert walk.best_rank < shape[0] * shape[1] * shape[2]
+
+
+@pytest.mark.parametrize(
+    ("n", "blocks"), [(2, []), (2, [[0, 1]]), (3, [[0], [1, 2]]), (4, [[0, 1, 2, 3]]), (5, [[0], [1, 2], [3, 4]])]
+)
+def test_a_symmetric_walk_keeps_the_tensor_and_the_symmetry(n: int, blocks: list[list[int]]) -> None:
+    walk = symmetric_walk(n, blocks)
+    for flips, patience in ((0, 1), (2000, 10**9), (2000, 40), (3_000_000, 5000)):
+        walk.run(flips, patience, 6)
+        for best in (False, True):
+            scheme = scheme_of((n, n, n), walk.terms(best))
+            assert first_failure(scheme) is None
+            assert term_set(transform.cyclic(scheme)) == term_set(scheme)
+            assert scheme.rank == (walk.best_rank if best else walk.rank)
+    assert walk.best_rank < symmetric_walk(n, blocks).rank or n == 2
+
+
+def test_the_list_of_pairs_is_all_pairs() -> None:
+    """A walk without plus-transitions ends nowhere but where no two terms share a factor, or at its limit."""
+    walk = classical_walk((2, 2, 2))
+    walk.run(1_000_000, 10**9, 0, 7)
+    assert walk.rank == 7
+    terms = walk.terms()
+    assert all(len(set(terms[:, p].tolist())) == 7 for p in range(3))  # Strassen: nothing to flip
+    before = terms.tolist()
+    flips = walk.flips
+    assert walk.run(1000, 10**9, 0) == 1
+    assert walk.terms().tolist() == before
+    assert walk.flips == flips
+    walk.run(5, 10**9, 1)  # and a plus-transition leads out
+    assert sorted(walk.terms().tolist()) != sorted(before)
+
+
+def test_settling_joins_terms_that_share_two_factors_and_drops_zeros() -> None:
+    rows = [(1, 2, 4), (1, 2, 8), (3, 3, 3), (3, 3, 3), (5, 0, 1), (7, 2, 12)]  # the joined first two meet the last
+    val = np.zeros(3 * CAPACITY, dtype=np.uint64)
+    for i, row in enumerate(rows):
+        val[i], val[CAPACITY + i], val[2 * CAPACITY + i] = row
+    assert settle(val, len(rows), 1) == 1
+    assert (int(val[0]), int(val[CAPACITY]), int(val[2 * CAPACITY])) == (1 ^ 7, 2, 12)
+
+
+def test_settling_under_rotation_joins_orbits() -> None:
+    val = np.zeros(3 * CAPACITY, dtype=np.uint64)
+    for i, row in enumerate([(1, 2, 4), (2, 8, 1)]):  # (2, 8, 1) rotates to (1, 2, 8)
+        val[i], val[CAPACITY + i], val[2 * CAPACITY + i] = row
+    assert settle(val.copy(), 2, 1) == 2
+    assert settle(val, 2, 3) == 1
+    assert (int(val[0]), int(val[CAPACITY]), int(val[2 * CAPACITY])) == (1, 2, 12)
+
+
+def test_equal_seeds_make_equal_walks() -> None:
+    def end(seed: int, parts: int) -> list[list[int]]:
+        walk = classical_walk((3, 3, 4), seed)
+        for _ in range(parts):
+            walk.run(60_000 // parts, 1000, 2)
+        return walk.terms().tolist()
+
+    assert end(1, 1) == end(1, 1)
+    assert end(1, 1) != end(2, 1)
+
+
+def test_orbits_are_recognised() -> None:
+    walk = symmetric_walk(3, [[0], [1, 2]])
+    walk.run(50_000, 1000, 6)
+    scheme = scheme_of((3, 3, 3), walk.terms())
+    found = orbits_of(terms_of(scheme))
+    assert found is not None
+    orbits, cubes = found
+    assert len(cubes) + 3 * len(orbits) == scheme.rank
+    again = Walk(orbits, cubes, 3, np.random.default_rng(0))
+    assert term_set(scheme_of((3, 3, 3), again.terms())) == term_set(scheme)
+    plain = classical_walk((3, 3, 3))
+    plain.run(1000, 10**9, 0)
+    assert orbits_of(plain.terms()) is None
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((3, 3, 3), 23), ((4, 2, 3), 20), ((4, 3, 3), 29)])
+@pytest.mark.parametrize("ring", ["Z2", "ZT"])
+def test_known_ranks_are_found_at_any_order_of_the_sides(shape: Shape, rank: int, ring: str) -> None:
+    problem = Problem(shape, rank, ring=ring)
+    pool = Pool(problem)
+    for job in range(12):
+        for scheme in FlipGraph().run(problem, pool, np.random.default_rng([3, job]), Clock(None)):
+            pool.add(Entry(cost(problem, scheme), scheme.id, scheme))
+        best = pool.best(shape, rank)
+        if best is not None:
+            assert ring in verify(best.scheme).rings
+            assert best.scheme.ring.name == ring
+            return
+    pytest.fail("not found in 12 jobs")
+
+
+def test_a_scheme_modulo_2_is_material_but_no_answer_over_the_integers() -> None:
+    scheme = transform.classical((2, 2, 2), "Z2")
+    pool = Pool(Problem((2, 2, 2), 8, ring="ZT"))
+    entry = Entry(1.0, scheme.id, scheme)
+    assert pool.wants(scheme, 1.0)
+    assert pool.add(entry)
+    assert not pool.add(entry)
+    assert not pool.wants(scheme, 1.0)
+    assert pool.best((2, 2, 2), 8) is None
+    assert pool.material((2, 2, 2), 8) == [scheme]
+    assert pool.material_ranks((2, 2, 2)) == [8]
+    modular = Pool(Problem((2, 2, 2), 8, ring="Z2"))
+    assert modular.add(entry)
+    assert modular.best((2, 2, 2), 8) == entry
+
+
+def test_material_gives_way_to_newer_material() -> None:
+    problem = Problem((3, 3, 3), 23, ring="ZT")
+    pool = Pool(problem)
+    walk = classical_walk((3, 3, 3))
+    ids = []
+    while len(ids) < Pool.capacity + 3:
+        walk.run(500, 10**9, 0)
+        scheme = scheme_of((3, 3, 3), walk.terms())
+        if scheme.rank == 27:
+            ids.append(scheme.id)
+            pool.add(Entry(1.0, scheme.id, scheme))
+        else:
+            walk = classical_walk((3, 3, 3), len(ids))
+    assert [s.id for s in pool.material((3, 3, 3), 27)] == ids[3:]
+
+
+@pytest.mark.parametrize(
+    ("problem", "applies"),
+    [
+        (Problem((4, 4, 4), 49, ring="ZT"), True),
+        (Problem((4, 4, 4), 49), False),  # over R
+        (Problem((9, 2, 2), 32, ring="Z2"), False),  # a factor of 9 x 2 would fit, 9 x 9 does not
+        (Problem((3, 3, 3), 23, ring="Z2", symmetry="cyclic"), True),
+        (Problem((3, 3, 3), 23, ring="Z2", symmetry="transpose"), False),
+        (Problem((2, 3, 3), 15, ring="Z2", symmetry="cyclic"), False),
+    ],
+)
+def test_it_applies_where_it_can_walk(problem: Problem, applies: bool) -> None:
+    assert (FlipGraph().weight(problem, Pool(problem)) > 0) == applies
+
+
+def test_the_portfolio_prefers_it_for_exact_problems() -> None:
+    problem = Problem((3, 3, 4), 29, ring="ZT")
+    weights = {s.name: w for s, w in suitable(problem, Pool(problem))}
+    assert weights["flipgraph"] > 10 * sum(w for name, w in weights.items() if name != "flipgraph")
+
+
+def test_discover_finds_with_it_and_gives_up_where_it_must(tmp_path: Path) -> None:
+    found = discover((3, 2, 3), 15, ring="ZT", steps=4, workers=1, strategies=["flipgraph"], out=tmp_path)
+    assert found.found
+    assert found.strategy == "flipgraph"
+    assert found.scheme is not None
+    assert "ZT" in verify(found.scheme).rings
+    again = discover((3, 2, 3), 15, ring="ZT", steps=4, workers=1, strategies=["flipgraph"], out=tmp_path / "b")
+    assert again.scheme == found.scheme
+    none = discover((3, 2, 3), 14, ring="Z2", steps=4, workers=1, strategies=["flipgraph"], out=tmp_path / "c")
+    assert not none.found
+    assert "rank >= 15" in none.reason
+    missed = discover((3, 3, 3), 21, ring="Z2", steps=1, workers=1, strategies=["flipgraph"], out=tmp_path / "d")
+    assert not missed.found
+    assert missed.reason.startswith("not found after 1 jobs")
+
+
+def test_the_kernels_compile_where_nothing_can_be_written(tmp_path: Path) -> None:
+    """As in a read-only installation without a home: numba then keeps nothing, and the walk runs all the same."""
+    package = tmp_path / "locked"
+    package.mkdir()
+    source = Path(sys.modules["stl_search.search.flips"].__file__ or "")
+    (package / "flips.py").write_text(source.read_text())
+    code = (
+        "import os\n"
+        "import numba.core.caching as caching\n"
+        "def refuse(*args, **kwargs):\n"
+        "    raise OSError('read-only')\n"
+        "caching.tempfile.TemporaryFile = os.makedirs = refuse\n"
+        "import numpy as np, flips\n"
+        "assert flips._mix(np.uint64(1)) != 1\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=package, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
