@@ -1,7 +1,9 @@
-"""How fast walks in the flip graph are: flips a second of one core, plain and C3-symmetric."""
+"""How fast walks in the flip graph are: flips a second of one core, plain and under each symmetry."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
 from typing import Any
 
@@ -10,45 +12,56 @@ import numpy as np
 from stl_search import transform
 from stl_search.errors import UsageError
 from stl_search.scheme import Shape
-from stl_search.search.flipgraph import MAX_SIDE, scheme_of, symmetric_start, terms_of
+from stl_search.search import flip_starts
+from stl_search.search.flipgraph import MAX_SIDE, scheme_of, terms_of
 from stl_search.verify import first_failure
 
-__all__ = ["flips"]
+__all__ = ["SYMMETRIES", "flips"]
 
+SYMMETRIES = ("cyclic", "transpose", "reverse", "cyclic+transpose", "cyclic+reverse")
 _PATIENCE = 3000  # flips between plus-transitions, which keep a walk from places without flips
 
 
 def flips(shape: Shape, seconds: float = 1.0, repeats: int = 5, seed: int = 0) -> list[dict[str, Any]]:
-    """One row for the plain walk of <m,k,n> over Z2, and one for the symmetric walk where the shape is square.
+    """One row for the plain walk of <m,k,n> over Z2, and one for each symmetry that the shape allows.
 
-    Each of ``repeats`` walks starts from the classical algorithm and goes on for about ``seconds`` of CPU time; a row
-    has the 20th, 50th and 80th percentile of flips a second. Only flips of walks whose end is a proved scheme are
-    counted. Raises UsageError for a side above 8.
+    Each of ``repeats`` walks starts from (a form of) the classical algorithm and goes on for about ``seconds`` of CPU
+    time; a row has the 20th, 50th and 80th percentile of flips a second. Only flips of walks whose end is a proved
+    scheme are counted. Raises UsageError for a side above 8.
     """
     from stl_search.search.flips import Walk
 
     if max(shape) > MAX_SIDE:
         raise UsageError(f"a side of {max(shape)}: walks take sides up to {MAX_SIDE}")
-    plain = (terms_of(transform.classical(shape, "Z2")), np.zeros(0, dtype=np.uint64), 1)
-    starts = [("plain", plain, 2)]
-    n = shape[0]
-    if shape == (n, n, n):
-        starts.append(("cyclic", (*symmetric_start(n, [range(n)]), 3), 6))
+    none = np.zeros((0, 3), dtype=np.uint64)
+    starts = [("", terms_of(transform.classical(shape, "Z2")), none)]
+    for symmetry in SYMMETRIES:
+        with contextlib.suppress(UsageError):
+            rng = np.random.default_rng(seed)
+            starts.append((symmetry, *flip_starts.start(symmetry, shape, math.prod(shape), rng)))
     rows = []
-    for symmetry, (terms, cubes, fold), margin in starts:
+    for symmetry, terms, fixed in starts:
+        group = flip_starts.group_of(symmetry, shape)
         rates, ranks = [], []
         for repeat in range(repeats):
-            walk = Walk(terms, cubes, fold, np.random.default_rng([seed, repeat]))
-            walk.run(1000, _PATIENCE, margin)  # compiles, or reads the compiled loops from disk
+            walk = Walk(terms, fixed, group, np.random.default_rng([seed, repeat]))
+            walk.run(1000, _PATIENCE, 2 * group.order)  # compiles, or reads the compiled loops from disk
             before, began = walk.flips, time.process_time()
             while time.process_time() < began + seconds:
-                walk.run(1_000_000, _PATIENCE, margin)
+                walk.run(1_000_000, _PATIENCE, 2 * group.order)
             rates.append((walk.flips - before) / (time.process_time() - began))
             end = scheme_of(shape, walk.terms())
             if first_failure(end) is not None:
                 raise AssertionError(f"a walk on {shape} left the matmul tensor; this is a bug")
             ranks.append(walk.best_rank)
         p20, p50, p80 = (float(x) for x in np.percentile(rates, [20, 50, 80]))
-        row = {"shape": list(shape), "symmetry": symmetry, "p20": p20, "p50": p50, "p80": p80, "rank": min(ranks)}
+        row = {
+            "shape": list(shape),
+            "symmetry": symmetry or "none",
+            "p20": p20,
+            "p50": p50,
+            "p80": p80,
+            "rank": min(ranks),
+        }
         rows.append(row)
     return rows

@@ -1,19 +1,21 @@
-"""Strategy ``flipgraph``: random walks over Z2 in the flip graph, plain or C3-symmetric, and Hensel lifting of finds.
+"""Strategy ``flipgraph``: random walks over Z2 in the flip graph, plain or symmetric, and Hensel lifting of finds.
 
-The walks themselves are compiled loops in ``flips``; here is where they start, how long they last, and what becomes of
-what they meet.
+The walks themselves are compiled loops in ``flips``, symmetric starts are made in ``flip_starts``; here is how long
+walks last, and what becomes of what they meet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from stl_search import transform
+from stl_search.errors import UsageError
 from stl_search.scheme import Scheme, Shape
+from stl_search.search import flip_starts
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
 from stl_search.verify import first_failure
@@ -21,7 +23,7 @@ from stl_search.verify import first_failure
 if TYPE_CHECKING:
     from stl_search.search.flips import Walk
 
-__all__ = ["MAX_SIDE", "FlipGraph", "orbits_of", "scheme_of", "symmetric_start", "terms_of"]
+__all__ = ["MAX_SIDE", "FlipGraph", "scheme_of", "terms_of"]
 
 Bits = npt.NDArray[np.uint64]
 
@@ -33,6 +35,7 @@ _GROWTH = 2_000_000  # for each shape on the way from a small one
 _BASES = 3  # in which a scheme is lifted
 _LIFTS = 6  # attempts a job, each on another scheme of the rank
 _BETWEEN_LIFTS = 100_000  # flips
+_SYMMETRIES = {"cyclic": 8, "cyclic+reverse": 1, "transpose": 0.5, "reverse": 0.5}  # how often each is drawn
 
 
 def terms_of(scheme: Scheme) -> Bits:
@@ -61,63 +64,29 @@ def scheme_of(shape: Shape, terms: Bits) -> Scheme:
     return Scheme(shape, "Z2", factors[0], factors[1], factors[2].swapaxes(1, 2))
 
 
-def orbits_of(terms: Bits) -> tuple[Bits, Bits] | None:
-    """(one term of each orbit, cubes) of the terms of an <n,n,n> scheme that rotation permutes; None for others."""
-    left: dict[tuple[int, ...], int] = {}
-    for term in terms.tolist():
-        left[tuple(term)] = left.get(tuple(term), 0) + 1
-    orbits, cubes = [], []
-    for term in sorted(left):
-        count = left[term]
-        if len(set(term)) == 1:
-            cubes += [term[0]] * count
-            continue
-        turned = [term, term[1:] + term[:1], term[2:] + term[:2]]
-        if any(left.get(t, 0) != count for t in turned):
-            return None
-        if term == min(turned):
-            orbits += [term] * count
-    return np.array(orbits, dtype=np.uint64).reshape(-1, 3), np.array(cubes, dtype=np.uint64)
-
-
-def symmetric_start(n: int, blocks: Sequence[Sequence[int]]) -> tuple[Bits, Bits]:
-    """(one term of each orbit, cubes): <n,n,n> under C3, with the cube of the identity of each block of indices.
-
-    The classical algorithm, with the cubes added and, as orbits of three equal terms, added once more (over Z2 that
-    makes nothing). Where the blocks are a partition of 0 .. n-1 these are the starts that lead low: one block of 4
-    finds <4,4,4> 49, blocks of 1 and 2 <3,3,3> 23.
-    """
-    unit = [[1 << (i * n + j) for j in range(n)] for i in range(n)]
-    turned = [(i, j, h) for i in range(n) for j in range(n) for h in range(n) if (i, j, h) <= min((j, h, i), (h, i, j))]
-    orbits = [(unit[i][j], unit[j][h], unit[h][i]) for i, j, h in turned]
-    cubes = [sum(unit[i][i] for i in block) for block in blocks]
-    orbits += [(cube, cube, cube) for cube in cubes]
-    return np.array(orbits, dtype=np.uint64), np.array(cubes, dtype=np.uint64)
-
-
 class FlipGraph:
     """Walks over Z2 from the classical algorithm, from smaller shapes, from symmetric starts, and from the pool.
 
     Over Z2 a walk's scheme is the find; over ZT, Z and Q it is lifted first (``transform.lift``). Schemes over Z2 that
-    are no answers go to the pool as material for later jobs. On square shapes half of the jobs walk among C3-symmetric
-    schemes.
+    are no answers go to the pool as material for later jobs. On square shapes half of the jobs walk among schemes with
+    a symmetry, mostly the cyclic one; a problem with a symmetry is searched under that one alone.
     """
 
     name = "flipgraph"
     symmetric = True
 
     def weight(self, problem: Problem, pool: Pool) -> float:
-        square = len(set(problem.shape)) == 1
-        if not problem.exact or max(problem.shape) > MAX_SIDE or problem.symmetry not in ("", "cyclic"):
+        if not problem.exact or max(problem.shape) > MAX_SIDE:
             return 0.0
-        return 0.0 if problem.symmetry and not square else _SHARE
+        return _SHARE if not problem.symmetry or _allowed(problem.symmetry, problem.shape) else 0.0
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
         shape, target = problem.shape, problem.rank
-        symmetric = len(set(shape)) == 1 and (bool(problem.symmetry) or rng.random() < 0.5)
-        if symmetric:
-            walk = self._symmetric(problem, pool, rng)
-            patience, margin = int(10 ** rng.uniform(3.3, 4.7)), int(rng.choice([3, 6]))
+        symmetry = problem.symmetry or _drawn(shape, rng)
+        if symmetry:
+            walk = self._symmetric(problem, symmetry, pool, rng)
+            patience = int(10 ** rng.uniform(3.3, 4.7))
+            margin = walk.group.order * int(rng.integers(1, 3))
         else:
             walk = self._plain(problem, pool, rng, clock)
             patience, margin = int(10 ** rng.uniform(3.0, 5.0)), int(rng.choice([2, 3]))
@@ -138,35 +107,34 @@ class FlipGraph:
                     return
         yield scheme_of(shape, walk.terms(best=True))
 
-    def _symmetric(self, problem: Problem, pool: Pool, rng: np.random.Generator) -> Walk:
-        """A C3-symmetric scheme of the pool, or a fresh one whose rank has the residue of the asked one modulo 3."""
+    def _symmetric(self, problem: Problem, symmetry: str, pool: Pool, rng: np.random.Generator) -> Walk:
+        """A scheme of the pool that has the symmetry, or a fresh one."""
         from stl_search.search.flips import Walk
 
-        n = problem.shape[0]
+        group = flip_starts.group_of(symmetry, problem.shape)
         if rng.random() < 0.5:
-            known = [orbits_of(terms_of(s)) for s in _material(problem, pool)]
+            known = [flip_starts.orbits_of(terms_of(s), group) for s in _material(problem, pool)]
             kept = [k for k in known if k is not None and len(k[0])]
             if kept:
-                return Walk(*kept[int(rng.integers(len(kept)))], 3, rng)
-        counts = [count for count in range(n + 1) if (problem.rank - count) % 3 == 0]
-        return Walk(*symmetric_start(n, _partition(n, int(rng.choice(counts)), rng)), 3, rng)
+                return Walk(*kept[int(rng.integers(len(kept)))], group, rng)
+        return Walk(*flip_starts.start(symmetry, problem.shape, problem.rank, rng), group, rng)
 
     def _plain(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Walk:
         """A scheme of the pool, the classical algorithm, or one grown side by side from a smaller shape."""
         from stl_search.search.flips import Walk
 
-        none = np.zeros(0, dtype=np.uint64)
+        none, alone = np.zeros((0, 3), dtype=np.uint64), flip_starts.group_of("", problem.shape)
         choice = rng.random()
         known = _material(problem, pool)
         if choice < 0.4 and known:
-            return Walk(terms_of(known[int(rng.integers(len(known)))]), none, 1, rng)
+            return Walk(terms_of(known[int(rng.integers(len(known)))]), none, alone, rng)
         if choice < 0.7:
-            return Walk(terms_of(transform.classical(problem.shape, "Z2")), none, 1, rng)
+            return Walk(terms_of(transform.classical(problem.shape, "Z2")), none, alone, rng)
         m, k, n = problem.shape
         grown = (min(2, m), min(2, k), min(2, n))
         scheme = transform.classical(grown, "Z2")
         while True:
-            walk = Walk(terms_of(scheme), none, 1, rng)
+            walk = Walk(terms_of(scheme), none, alone, rng)
             if grown == problem.shape or clock.expired():
                 break
             walk.run(_GROWTH, 5000, 2)
@@ -175,15 +143,26 @@ class FlipGraph:
             scheme = scheme_of(grown, walk.terms(best=True))
             grown = (grown[0] + (side == 0), grown[1] + (side == 1), grown[2] + (side == 2))
             scheme = transform.extend(scheme, grown)
-        return Walk(terms_of(transform.extend(scheme, problem.shape)), none, 1, rng)
+        return Walk(terms_of(transform.extend(scheme, problem.shape)), none, alone, rng)
 
 
-def _partition(n: int, count: int, rng: np.random.Generator) -> list[list[int]]:
-    """0 .. n-1 in ``count`` consecutive blocks of random sizes, none empty; no block at all for 0."""
-    if not count:
-        return []
-    cuts = sorted(int(c) for c in 1 + rng.permutation(n - 1)[: count - 1])
-    return [list(range(a, b)) for a, b in zip([0, *cuts], [*cuts, n], strict=True)]
+def _allowed(symmetry: str, shape: Shape) -> bool:
+    """Whether there are walks with this symmetry on this shape."""
+    try:
+        flip_starts.check(symmetry, shape)
+    except UsageError:
+        return False
+    return True
+
+
+def _drawn(shape: Shape, rng: np.random.Generator) -> str:
+    """The symmetry of a job that was asked for none: often one on square shapes, seldom elsewhere, mostly empty."""
+    square = len(set(shape)) == 1
+    if rng.random() >= (0.5 if square else 0.1):
+        return ""
+    choices = [name for name in _SYMMETRIES if _allowed(name, shape)]
+    weights = np.array([_SYMMETRIES[name] for name in choices])
+    return str(rng.choice(choices, p=weights / weights.sum()))
 
 
 def _material(problem: Problem, pool: Pool) -> list[Scheme]:

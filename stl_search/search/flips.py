@@ -1,18 +1,20 @@
-"""Compiled random walks in the flip graph over Z2: flips, reductions and plus-transitions, also in C3-symmetric space.
+"""Compiled random walks in the flip graph over Z2: flips, reductions and plus-transitions, also under a symmetry.
 
 Imported by ``flipgraph`` only when a walk is made, since numba is heavy.
 
 A term is three factors (a, b, c), each at most 8 x 8, as bit masks: a (m, k) and b (k, n) row-major, c (n, m) the
 *transpose* of w, so that the tensor is the trace of a b c and rotation (a, b, c) -> (b, c, a) needs no transposition.
-Factor p of term i stands in ``val[p * CAPACITY + i]``; that place is called a slot. With ``fold`` 3 each term stands
-for its three rotations (an orbit under C3), and fixed cubes a (x) a (x) a, which no flip touches, stand apart.
+Factor p of term i stands in ``val[p * CAPACITY + i]``; that place is called a slot. Under a group each term stands for
+the sum of its images (its orbit), and fixed terms, which no flip touches, stand apart.
 
 A flip takes two terms with a common factor,
 
     a (x) b (x) c + a (x) b' (x) c'  ->  a (x) (b + b') (x) c + a (x) b' (x) (c + c'),
 
-and a reduction joins two terms that share two factors. Slots of equal value are kept in circular lists, found by an
-open hash table, and those with company stand in one array, so that a flip costs the same whatever the rank.
+and a reduction joins two terms that share two factors. Under a group an image of one term may share a factor with the
+other: the same is then done to all images at once. Every slot has a key: the smallest of the images of its factor in
+the first slot that the group takes it to. Slots of equal key are kept in circular lists, found by an open hash table,
+and those with company stand in one array, so that a flip costs the same whatever the rank.
 
 Kauers and Moosbauer, "Flip graphs for matrix multiplication", ISSAC 2023; plus-transitions: Arai, Ichikawa and
 Hukushima, "Adaptive flip graph algorithm for matrix multiplication", ISSAC 2024; with symmetry: Moosbauer and Poole,
@@ -21,14 +23,16 @@ Hukushima, "Adaptive flip graph algorithm for matrix multiplication", ISSAC 2024
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
-__all__ = ["CAPACITY", "MAX_TERMS", "Walk", "advance", "settle"]
+__all__ = ["CAPACITY", "MAX_TERMS", "Group", "Walk", "settle"]
 
 CAPACITY = 1024  # terms; a power of two, so that slots are taken apart by shifts and masks
 MAX_TERMS = CAPACITY - 2  # a plus-transition adds one
@@ -38,25 +42,169 @@ _MAX_BITS = 12  # of a hash table: 4096 cells a factor
 # Everything that indexes is unsigned: numba then needs no test for negative indices, which makes a flip 3 times faster.
 _U = np.uint64
 _CAP, _TOP, _MASK, _SHIFT = _U(CAPACITY), _U(_SLOTS), _U(CAPACITY - 1), _U(CAPACITY.bit_length() - 1)
-_ZERO, _ONE, _TWO, _WORD, _HALF = _U(0), _U(1), _U(2), _U(64), _U(32)
-# One uint16 array holds all book-keeping: next and previous slot of equal value, the slots with company, where each
-# stands among them, and the hash table.
-_NEXT, _PREV, _PAIRED, _PLACE, _TABLE = (_U(i * _SLOTS) for i in range(5))
+_ZERO, _ONE, _TWO, _THREE, _WORD, _HALF = _U(0), _U(1), _U(2), _U(3), _U(64), _U(32)
+_OCTET, _EIGHT = _U(255), _U(8)
+# One uint16 array holds all book-keeping: next and previous slot of equal key, the slots with company, where each
+# stands among them, which element gave the key, and the hash table.
+_NEXT, _PREV, _PAIRED, _PLACE, _TIE, _TABLE = (_U(i * _SLOTS) for i in range(6))
 _NONE = _U(0xFFFF)
 _GOLDEN, _MIX1, _MIX2 = _U(0x9E3779B97F4A7C15), _U(0xBF58476D1CE4E5B9), _U(0x94D049BB133111EB)
 
+# The head of the array of a group: its order, whether it is simple, kind and count of each slot, the most elements that
+# send a slot to its kind, and where the parts begin.
+_ORDER, _SIMPLE, _KIND, _COUNT, _MOST = (_U(i) for i in (0, 1, 2, 5, 8))
+_SLOTS_AT, _MAPS_AT, _INTO_AT, _ALIGN_AT, _TABLES_AT = (_U(i) for i in range(9, 14))
+_HEAD = 14
+_MAX_ORDER = 96
+
 Bits = npt.NDArray[np.uint64]
+Element = tuple[tuple[int, int, int], tuple[Any, Any, Any]]  # where it sends the slots, and its matrices
+Term = tuple[int, int, int]
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
+def _compiled(function: Callable[..., Any], **options: Any) -> Any:
     """The function compiled, and kept on disk where some folder for that can be written."""
     try:
-        return njit(cache=True, nogil=True, error_model="numpy")(function)
+        return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
     except RuntimeError:  # numba finds no folder to write to
-        return njit(nogil=True, error_model="numpy")(function)
+        return njit(nogil=True, error_model="numpy", **options)(function)
 
 
-@_compiled
+def _inlined(function: Callable[..., Any]) -> Any:
+    """Compiled as a part of its callers: what is constant there is constant in it."""
+    return _compiled(function, forceinline=True)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A finite group that acts on terms, as the one array that compiled walks read (several would cost them time).
+
+    Element e sends factor p of a term, seen as a vector of bits, to factor ``slots[e, p]`` of its image by the linear
+    map ``maps[e, p]``, whose values on each byte of the vector are ``tables[map, byte, value]``; map 0 is the identity,
+    element 0 the neutral one. The kind of slot p is the least slot in its orbit, and ``into[p]`` are the elements that
+    send p there, as many for every slot of an orbit (its count). ``align`` has, for slots p, p' of one orbit and
+    elements g of ``into[p]`` and h of ``into[p']``, what the walk needs of d = g^-1 h, which takes p' to p: which
+    slots d takes to p + 1 and p + 2 (modulo 3), its maps there, and the maps of d^-1 back from p + 1 and p + 2.
+    """
+
+    order: int
+    simple: bool  # every map is the identity, and the group turns the slots or leaves them
+    slots: Bits
+    maps: Bits
+    tables: Bits
+    array: Bits  # head, slots, maps, into, align, tables
+
+    def image(self, element: int, term: Sequence[int]) -> Term:
+        """The image of a term (three masks) under an element."""
+        image = [0, 0, 0]
+        for p in range(3):
+            table = self.tables[int(self.maps[element, p])]
+            value = 0
+            for byte in range(8):
+                value ^= int(table[byte, (int(term[p]) >> 8 * byte) & 255])
+            image[int(self.slots[element, p])] = value
+        return image[0], image[1], image[2]
+
+    @classmethod
+    def generated(cls, generators: Sequence[Element], sizes: Sequence[int]) -> Group:
+        """The group generated by these elements on factors of so many bits; raises ValueError above order 96."""
+        one, two, three = (np.eye(s, dtype=np.int64) for s in sizes)
+        elements: list[Element] = [((0, 1, 2), (one, two, three))]
+        known = {_key_of(elements[0])}
+        for element in elements:
+            for generator in generators:
+                new = _product(generator, element)
+                if _key_of(new) not in known:
+                    known.add(_key_of(new))
+                    elements.append(new)
+            if len(elements) > _MAX_ORDER:
+                raise ValueError(f"the group has more than {_MAX_ORDER} elements")
+        return cls.of(elements)
+
+    @classmethod
+    def of(cls, elements: Sequence[Element]) -> Group:
+        """The group with these elements: for each, where it sends the three slots, and three 0-1 matrices.
+
+        Matrix p is (bits of the image, bits of factor p) over GF(2). Raises ValueError when the elements are no group.
+        """
+        keys = [_key_of(e) for e in elements]
+        place = {key: i for i, key in enumerate(keys)}
+        neutral = next(
+            (i for i, (slots, ms) in enumerate(elements) if slots == (0, 1, 2) and all(map(_is_one, ms))), -1
+        )
+        if neutral < 0 or len(place) != len(elements):
+            raise ValueError("the elements are no group: the neutral one is missing, or one is there twice")
+        elements = [elements[neutral], *(e for i, e in enumerate(elements) if i != neutral)]
+        place = {_key_of(e): i for i, e in enumerate(elements)}
+        product = [[place.get(_key_of(_product(f, g)), -1) for g in elements] for f in elements]
+        if any(i < 0 for row in product for i in row):
+            raise ValueError("the elements are no group: a product of two is missing")
+        inverse = [row.index(0) for row in product]
+        matrices: dict[Any, int] = {}
+        tables = [_tables(np.eye(64, dtype=np.int64))]
+        maps = np.zeros((len(elements), 3), dtype=np.uint64)
+        for e, (_, ms) in enumerate(elements):
+            for p, matrix in enumerate(ms):
+                if not _is_one(matrix):
+                    key = (matrix.shape, matrix.tobytes())
+                    if key not in matrices:
+                        matrices[key] = len(tables)
+                        tables.append(_tables(matrix))
+                    maps[e, p] = matrices[key]
+        slots = np.array([s for s, _ in elements], dtype=np.uint64).reshape(-1, 3)
+        kind = slots.min(axis=0)
+        into = [[e for e in range(len(elements)) if slots[e, p] == kind[p]] for p in range(3)]
+        count = np.array([len(es) for es in into], dtype=np.uint64)
+        most = int(count.max())
+        align = np.zeros((3, 3, most, most, 6), dtype=np.uint64)
+        for p in range(3):
+            for q in range(3):
+                for g, eg in enumerate(into[p] if kind[p] == kind[q] else []):
+                    for h, eh in enumerate(into[q]):
+                        d = product[inverse[eg]][eh]
+                        back = inverse[d]
+                        s1, s2 = (p + 1) % 3, (p + 2) % 3
+                        q1, q2 = int(slots[back, s1]), int(slots[back, s2])
+                        align[p, q, g, h] = (q1, q2, maps[d, q1], maps[d, q2], maps[back, s1], maps[back, s2])
+        padded = np.array([es + [0] * (most - len(es)) for es in into], dtype=np.uint64)
+        turns = {(0, 1, 2), (1, 2, 0), (2, 0, 1)}
+        simple = most == 1 and not maps.any() and all(tuple(map(int, s)) in turns for s in slots)
+        parts = [slots, maps, padded, align, np.array(tables, dtype=np.uint64)]
+        places = np.cumsum([_HEAD, *(part.size for part in parts)])[:-1]
+        head = np.array([len(elements), simple, *kind, *count, most, *places], dtype=np.uint64)
+        array = np.concatenate([head, *(part.ravel() for part in parts)])
+        return cls(len(elements), simple, slots, maps, parts[-1], array)
+
+
+def _is_one(matrix: Any) -> bool:
+    return matrix.shape[0] == matrix.shape[1] and bool((matrix == np.eye(len(matrix))).all())
+
+
+def _key_of(element: Element) -> Any:
+    slots, matrices = element
+    return tuple(slots), tuple(np.asarray(m, dtype=np.int64).tobytes() for m in matrices)
+
+
+def _product(f: Element, g: Element) -> Element:
+    """First g, then f."""
+    slots = tuple(f[0][g[0][p]] for p in range(3))
+    matrices = tuple((f[1][g[0][p]] @ g[1][p]) % 2 for p in range(3))
+    return slots, matrices  # type: ignore[return-value]
+
+
+def _tables(matrix: Any) -> Bits:
+    """(8, 256): the images of the values of each byte of a vector of bits under a 0-1 matrix."""
+    places = np.arange(matrix.shape[0], dtype=np.uint64)
+    columns = (matrix.astype(np.uint64) << places[:, None]).sum(axis=0, dtype=np.uint64)
+    columns = np.concatenate([columns, np.zeros(64 - len(columns), dtype=np.uint64)])
+    table = np.zeros((8, 256), dtype=np.uint64)
+    for bit in range(64):
+        hit = (np.arange(256) >> bit % 8) & 1 == 1
+        table[bit // 8, hit] ^= columns[bit]
+    return table
+
+
+@_inlined
 def _mix(z: Any) -> Any:
     """The output function of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
     z = (z ^ (z >> _U(30))) * _MIX1
@@ -71,7 +219,7 @@ def _below(state: Any, n: int) -> Any:
     return np.int64(((_mix(state[0]) >> _HALF) * _U(n)) >> _HALF)
 
 
-@_compiled
+@_inlined
 def _turn(s: Any) -> Any:
     """The slot of the next factor of the same term."""
     t = s + _CAP
@@ -79,26 +227,131 @@ def _turn(s: Any) -> Any:
 
 
 @_compiled
-def _home(x: Any, s: Any, bits: Any, apart: Any) -> Any:
-    """The cell where value x of slot s belongs: one table a factor where they are kept apart (1), else one for all."""
-    return ((x * _GOLDEN) >> (_WORD - bits)) + (((s >> _SHIFT) * apart) << bits)
+def _mapped(group: Any, m: Any, x: Any) -> Any:
+    """The image of a mask under map m."""
+    if m == _ZERO:
+        return x
+    y = _ZERO
+    table = group[_TABLES_AT] + (m << _U(11))
+    while x != _ZERO:
+        y ^= group[table + (x & _OCTET)]
+        x >>= _EIGHT
+        table += _U(256)
+    return y
 
 
 @_compiled
-def _link(val: Any, index: Any, paired: Any, s: Any, bits: Any, apart: Any) -> Any:
-    """Take slot s into the lists; (number of paired slots, whether its term now shares two factors with another)."""
+def _brought(group: Any, p: Any, g: Any, x: Any) -> Any:
+    """The image of factor p in the first slot of its orbit, under the g-th of the elements that bring it there."""
+    e = group[group[_INTO_AT] + p * group[_MOST] + g]
+    return _mapped(group, group[group[_MAPS_AT] + e * _THREE + p], x)
+
+
+@_compiled
+def _way(group: Any, p: Any, q: Any, g: Any, h: Any) -> Any:
+    """Where the six numbers of ``align`` begin for slots p, q and their g-th and h-th element."""
+    most = group[_MOST]
+    return group[_ALIGN_AT] + _U(6) * (((p * _THREE + q) * most + g) * most + h)
+
+
+@_inlined
+def _choose_key(val: Any, key: Any, index: Any, s: Any, group: Any, simple: bool) -> Any:
+    """The key of slot s; which of the elements that bring it to its first slot gives it is noted."""
     x = val[s]
-    h = _home(x, s, bits, apart)
+    if simple:
+        key[s] = x
+        return x
+    p = s >> _SHIFT
+    best = _brought(group, p, _ZERO, x)
+    tie = _ZERO
+    g = _ONE
+    while g < group[_COUNT + p]:
+        y = _brought(group, p, g, x)
+        if y < best:
+            best, tie = y, g
+        g += _ONE
+    key[s] = best
+    index[_TIE + s] = tie
+    return best
+
+
+@_inlined
+def _home(x: Any, s: Any, bits: Any, kinds: Any) -> Any:
+    """The cell where key x of slot s belongs: one table for each orbit of slots (``kinds``: see ``_kinds``)."""
+    return ((x * _GOLDEN) >> (_WORD - bits)) + (((kinds >> ((s >> _SHIFT) << _THREE)) & _THREE) << bits)
+
+
+@_compiled
+def _kinds(group: Any) -> Any:
+    """The kinds of the three slots in one word, a byte each."""
+    return group[_KIND] | (group[_KIND + _ONE] << _EIGHT) | (group[_KIND + _TWO] << _U(16))
+
+
+@_inlined
+def _meets(val: Any, s: Any, t: Any, key: Any, index: Any, group: Any, simple: bool) -> bool:
+    """Whether the terms of slots s and t, whose keys are equal, have images that share this and another factor."""
+    s1 = _turn(s)
+    y, z = val[s1], val[_turn(s1)]
+    if simple:
+        t1 = _turn(t)
+        return bool((val[t1] == y) | (val[_turn(t1)] == z))
+    j, p, q = t & _MASK, s >> _SHIFT, t >> _SHIFT
+    g, h = _U(index[_TIE + s]), _ZERO
+    while h < group[_COUNT + q]:
+        if _brought(group, q, h, val[t]) == key[s]:
+            way = _way(group, p, q, g, h)
+            if _mapped(group, group[way + _TWO], val[group[way] * _CAP + j]) == y:
+                return True
+            if _mapped(group, group[way + _THREE], val[group[way + _ONE] * _CAP + j]) == z:
+                return True
+        h += _ONE
+    return False
+
+
+@_compiled
+def _image(val: Any, j: Any, e: Any, image: Any, group: Any) -> None:
+    """The image of term j under element e, in an array of three."""
+    for p in range(3):
+        at = e * _THREE + _U(p)
+        x = _mapped(group, group[group[_MAPS_AT] + at], val[_U(p) * _CAP + j])
+        image[group[group[_SLOTS_AT] + at]] = x
+
+
+@_compiled
+def _stable(val: Any, i: Any, group: Any) -> Any:
+    """How many elements leave term i as it is."""
+    found = _ZERO
+    e = _ZERO
+    while e < group[_ORDER]:
+        same = True
+        for p in range(3):
+            at = e * _THREE + _U(p)
+            x = _mapped(group, group[group[_MAPS_AT] + at], val[_U(p) * _CAP + i])
+            if x != val[group[group[_SLOTS_AT] + at] * _CAP + i]:
+                same = False
+                break
+        if same:
+            found += _ONE
+        e += _ONE
+    return found
+
+
+@_inlined
+def _link(val: Any, key: Any, index: Any, paired: Any, s: Any, bits: Any, kinds: Any, group: Any, simple: bool) -> Any:
+    """Take slot s into the lists; (number of paired slots, what became of its term: 1 where it can be reduced, 2 where
+    several elements leave it as it is, 3 for both, or else 0)."""
+    x = _choose_key(val, key, index, s, group, simple)
+    h = _home(x, s, bits, kinds)
     mask = (_ONE << bits) - _ONE
     head = _U(index[_TABLE + h])
-    while head != _NONE and val[head] != x:
+    while head != _NONE and key[head] != x:
         h = (h & ~mask) | ((h + _ONE) & mask)
         head = _U(index[_TABLE + h])
     if head == _NONE:
         index[_TABLE + h] = s
         index[_NEXT + s] = s
         index[_PREV + s] = s
-        return paired, False
+        return paired, _ZERO
     after = _U(index[_NEXT + head])
     if after == head:
         index[_PLACE + head] = paired
@@ -111,18 +364,19 @@ def _link(val: Any, index: Any, paired: Any, s: Any, bits: Any, apart: Any) -> A
     index[_PLACE + s] = paired
     index[_PAIRED + paired] = s
     paired += _ONE
-    s1 = _turn(s)
-    y, z = val[s1], val[_turn(s1)]
-    reducible = False
+    news = _ZERO
     t = head
     while t != s:
-        t1 = _turn(t)
-        reducible |= ((val[t1] == y) | (val[_turn(t1)] == z)) & (((s ^ t) & _MASK) != _ZERO)
+        if (s ^ t) & _MASK != _ZERO:
+            if _meets(val, s, t, key, index, group, simple):
+                news |= _ONE
+        elif _stable(val, s & _MASK, group) > _ONE:
+            news |= _TWO
         t = _U(index[_PREV + t])
-    return paired, reducible
+    return paired, news
 
 
-@_compiled
+@_inlined
 def _leave(index: Any, paired: Any, s: Any) -> Any:
     """Strike slot s from the paired ones."""
     place = _U(index[_PLACE + s])
@@ -133,14 +387,14 @@ def _leave(index: Any, paired: Any, s: Any) -> Any:
     return paired
 
 
-@_compiled
-def _unlink(val: Any, index: Any, paired: Any, s: Any, bits: Any, apart: Any) -> Any:
-    """Take slot s out of the lists, before its value changes; returns the number of paired slots."""
-    x = val[s]
-    h = _home(x, s, bits, apart)
+@_inlined
+def _unlink(key: Any, index: Any, paired: Any, s: Any, bits: Any, kinds: Any) -> Any:
+    """Take slot s out of the lists; returns the number of paired slots."""
+    x = key[s]
+    h = _home(x, s, bits, kinds)
     mask = (_ONE << bits) - _ONE
     head = _U(index[_TABLE + h])
-    while val[head] != x:
+    while key[head] != x:
         h = (h & ~mask) | ((h + _ONE) & mask)
         head = _U(index[_TABLE + h])
     after = _U(index[_NEXT + s])
@@ -153,13 +407,13 @@ def _unlink(val: Any, index: Any, paired: Any, s: Any, bits: Any, apart: Any) ->
         if before == after:
             paired = _leave(index, paired, after)
         return paired
-    hole, cell = h, h  # the last of its value: its cell is emptied, and later ones move up (Knuth 6.4, algorithm R)
+    hole, cell = h, h  # the last of its key: its cell is emptied, and later ones move up (Knuth 6.4, algorithm R)
     while True:
         cell = (cell & ~mask) | ((cell + _ONE) & mask)
         head = _U(index[_TABLE + cell])
         if head == _NONE:
             break
-        if ((cell - _home(val[head], head, bits, apart)) & mask) >= ((cell - hole) & mask):
+        if ((cell - _home(key[head], head, bits, kinds)) & mask) >= ((cell - hole) & mask):
             index[_TABLE + hole] = head
             hole = cell
     index[_TABLE + hole] = _NONE
@@ -167,14 +421,14 @@ def _unlink(val: Any, index: Any, paired: Any, s: Any, bits: Any, apart: Any) ->
 
 
 @_compiled
-def _build(val: Any, n: int, index: Any, bits: Any, apart: Any) -> Any:
+def _build(val: Any, n: int, key: Any, index: Any, bits: Any, kinds: Any, group: Any, simple: bool) -> Any:
     """The lists of the first n terms from scratch; returns the number of paired slots."""
     for cell in range(3 << bits):
         index[_TABLE + _U(cell)] = _NONE
     paired = _ZERO
     for p in range(3):
         for i in range(n):
-            paired, _ = _link(val, index, paired, _U(p) * _CAP + _U(i), bits, apart)
+            paired, _ = _link(val, key, index, paired, _U(p) * _CAP + _U(i), bits, kinds, group, simple)
     return paired
 
 
@@ -188,32 +442,36 @@ def _remove(val: Any, n: int, i: int) -> int:
 
 
 @_compiled
-def settle(val: Any, n: int, fold: int) -> int:
-    """Drop terms with a zero factor and join terms that share two, as long as there are any; returns their number."""
+def settle(val: Any, n: int, image: Any, group: Any) -> int:
+    """Drop terms that are zero and join terms that share two factors, as long as there are any; returns their number.
+
+    A term that an even number of elements leave as it is comes to nothing over Z2. image: room for three masks.
+    """
+    order = np.int64(group[_ORDER])
     again = True
     while again:
         again = False
         i = 0
         while i < n:
-            if val[i] == _ZERO or val[CAPACITY + i] == _ZERO or val[2 * CAPACITY + i] == _ZERO:
+            zero = val[i] == _ZERO or val[CAPACITY + i] == _ZERO or val[2 * CAPACITY + i] == _ZERO
+            if zero or (order > 1 and _stable(val, _U(i), group) & _ONE == _ZERO):
                 n = _remove(val, n, i)
             else:
                 i += 1
         for i in range(n):
-            x, y, z = val[i], val[CAPACITY + i], val[2 * CAPACITY + i]
-            for j in range(i + 1, n):
-                for turn in range(fold):
-                    a = val[turn * CAPACITY + j]
-                    b = val[(turn + 1) % 3 * CAPACITY + j]
-                    c = val[(turn + 2) % 3 * CAPACITY + j]
+            for e in range(order):
+                _image(val, _U(i), _U(e), image, group)
+                x, y, z = image[0], image[1], image[2]
+                for j in range(i + 1, n):
+                    a, b, c = val[j], val[CAPACITY + j], val[2 * CAPACITY + j]
                     if int(x == a) + int(y == b) + int(z == c) >= 2:
                         if x != a:
-                            val[i] = x ^ a
+                            val[j] = x ^ a
                         elif y != b:
-                            val[CAPACITY + i] = y ^ b
+                            val[CAPACITY + j] = y ^ b
                         else:
-                            val[2 * CAPACITY + i] = z ^ c
-                        n = _remove(val, n, j)
+                            val[2 * CAPACITY + j] = z ^ c
+                        n = _remove(val, n, i)
                         again = True
                         break
                 if again:
@@ -224,12 +482,13 @@ def settle(val: Any, n: int, fold: int) -> int:
 
 
 @_compiled
-def _plus(val: Any, n: int, fold: int, state: Any) -> int:
+def _plus(val: Any, n: int, image: Any, group: Any, state: Any) -> int:
     """One more term: a split of a term by a factor of another one, and a flip of the two, where all factors differ.
 
     a (x) b (x) c + a' (x) b' (x) c' -> a (x) (b + b') (x) c + a (x) b' (x) (c + c') + (a + a') (x) b' (x) c'
 
-    Where no two terms are found that differ in all factors, the split alone.
+    Where no two terms are found that differ in all factors, the split alone. The second term is a random one of its
+    images.
     """
     if n < 2:
         return n
@@ -237,13 +496,13 @@ def _plus(val: Any, n: int, fold: int, state: Any) -> int:
         i, j = _below(state, n), _below(state, n)
         if i == j:
             continue
+        _image(val, _U(j), _U(_below(state, np.int64(group[_ORDER]))), image, group)
         p = _below(state, 3)
-        q = _below(state, 3) if fold == 3 else p
         step = 1 + _below(state, 2)
-        p1, q1 = (p + step) % 3, (q + step) % 3
-        p2, q2 = (p1 + step) % 3, (q1 + step) % 3
+        p1 = (p + step) % 3
+        p2 = (p1 + step) % 3
         a1, b1, c1 = val[p * CAPACITY + i], val[p1 * CAPACITY + i], val[p2 * CAPACITY + i]
-        a2, b2, c2 = val[q * CAPACITY + j], val[q1 * CAPACITY + j], val[q2 * CAPACITY + j]
+        a2, b2, c2 = image[p], image[p1], image[p2]
         if a1 == a2:
             continue
         if attempt < 16:
@@ -255,53 +514,71 @@ def _plus(val: Any, n: int, fold: int, state: Any) -> int:
             val[p2 * CAPACITY + n] = c2
         val[p * CAPACITY + n] = a1
         val[p1 * CAPACITY + n] = b2
-        val[q * CAPACITY + j] = a1 ^ a2
+        val[p * CAPACITY + j] = a1 ^ a2
+        val[p1 * CAPACITY + j] = b2
+        val[p2 * CAPACITY + j] = c2
         return n + 1
     return n
 
 
 @_compiled
-def _rank(val: Any, n: int, cubes: Any, fold: int) -> int:
-    """Terms in all; modulo 2 an orbit of three equal terms is one cube, and with an equal cube nothing."""
-    rank = len(cubes) + fold * n
-    if fold == 3:
+def _rank(val: Any, n: int, fixed: Any, image: Any, group: Any) -> Any:
+    """Terms in all, images counted. Modulo 2 an orbit of g elements whose term an odd number s of them leave as it is
+    is g / s terms, and fewer by two for each that is a fixed term as well; for an even s it is nothing."""
+    order = np.int64(group[_ORDER])
+    rank = len(fixed) + order * n
+    if order > 1:
         for i in range(n):
-            if val[i] == val[CAPACITY + i] and val[i] == val[2 * CAPACITY + i]:
-                rank -= 2
-                for j in range(len(cubes)):
-                    if cubes[j] == val[i]:
+            stable = np.int64(_stable(val, _U(i), group))
+            if stable == 1:
+                continue
+            rank -= order
+            if stable % 2 == 0:
+                continue
+            rank += order // np.int64(stable)
+            for f in range(len(fixed)):
+                for e in range(order):
+                    _image(val, _U(i), _U(e), image, group)
+                    if fixed[f, 0] == image[0] and fixed[f, 1] == image[1] and fixed[f, 2] == image[2]:
                         rank -= 2
+                        break
     return rank
 
 
-@_compiled
-def advance(
+@_inlined
+def _advance(
     val: Any,
+    key: Any,
     sizes: Any,
-    cubes: Any,
+    fixed: Any,
     best: Any,
     best_sizes: Any,
     index: Any,
     state: Any,
-    fold: int,
+    group: Any,
     steps: int,
     patience: int,
     margin: int,
     target: int,
+    simple: bool,
 ) -> int:
     """Walk for ``steps`` steps, or until a reduction ends at rank <= ``target``; returns the steps made.
 
-    A step is a flip, except where it drew two factors of one orbit. sizes: (terms, flips made so far); cubes: their
-    factors; best_sizes: (terms, rank) of the copy in ``best`` of the lowest state. After ``patience`` steps without a
+    A step is a flip, except where it drew two factors of one orbit. sizes: (terms, flips made so far); fixed: terms
+    that stay; best_sizes: (terms, rank) of the copy in ``best`` of the lowest state. After ``patience`` steps without a
     reduction a plus-transition is made, where the rank is below the best one + margin; where there is nothing to flip,
     one is made at once (none and the end of the walk with margin 0).
     """
+    order = np.int64(group[_ORDER])
+    kinds = _kinds(group)
+    image = np.zeros(3, dtype=np.uint64)
     n = sizes[0]
-    apart = _ONE if fold == 1 else _ZERO
     bits = _U(4)
-    while bits < _U(_MAX_BITS) and (1 << np.int64(bits)) < 8 * (n if fold == 1 else 3 * n):
+    first, second, third = group[_KIND], group[_KIND + _ONE], group[_KIND + _TWO]
+    together = 1 + max(int(first == second) + int(first == third), int(second == third))
+    while bits < _U(_MAX_BITS) and (1 << np.int64(bits)) < 8 * n * together:
         bits += _ONE
-    paired = _build(val, n, index, bits, apart)
+    paired = _build(val, n, key, index, bits, kinds, group, simple)
     done, since = 0, 0
     while done < steps:
         left = min(steps - done, patience - since)
@@ -312,6 +589,8 @@ def advance(
             made = 1
         else:
             x = state[0]
+            # a term that is its own image makes the rank less, but is no less of a term: news where it is a record
+            worth = _THREE if len(fixed) + order * (n - 1) < best_sizes[1] else _ONE
             for f in range(left):
                 x += _GOLDEN
                 r = _mix(x)
@@ -323,22 +602,39 @@ def advance(
                 s1, t1 = _turn(s), _turn(t)
                 s2, t2 = _turn(s1), _turn(t1)
                 swap = (r & _TWO) != _ZERO
-                sa, ta = (s2, t2) if swap else (s1, t1)
-                sb, tb = (s1, t1) if swap else (s2, t2)
-                a = val[sa] ^ val[ta]
-                b = val[sb] ^ val[tb]
+                if simple:
+                    sa, ta = (s2, t2) if swap else (s1, t1)
+                    sb, tb = (s1, t1) if swap else (s2, t2)
+                    a = val[sa] ^ val[ta]
+                    b = val[sb] ^ val[tb]
+                else:
+                    p, q, j = s >> _SHIFT, t >> _SHIFT, t & _MASK
+                    h = _U(index[_TIE + t])
+                    count = group[_COUNT + q]
+                    if count > _ONE:  # where several elements give the key of t, any of them
+                        h = (((r >> _TWO) & _U(0xFFFF)) * count) >> _U(16)
+                        while _brought(group, q, h, val[t]) != key[s]:
+                            h += _ONE
+                            if h == count:
+                                h = _ZERO
+                    way = _way(group, p, q, _U(index[_TIE + s]), h)
+                    k1, k2 = (_ONE, _ZERO) if swap else (_ZERO, _ONE)
+                    sa, ta = (s2 if swap else s1), group[way + k1] * _CAP + j
+                    sb, tb = (s1 if swap else s2), group[way + k2] * _CAP + j
+                    a = val[sa] ^ _mapped(group, group[way + _TWO + k1], val[ta])
+                    b = val[tb] ^ _mapped(group, group[way + _U(4) + k2], val[sb])
                 if a == _ZERO or b == _ZERO:
                     val[sa] = a
                     val[tb] = b
                     event = True
                 else:
-                    paired = _unlink(val, index, paired, sa, bits, apart)
-                    paired = _unlink(val, index, paired, tb, bits, apart)
+                    paired = _unlink(key, index, paired, sa, bits, kinds)
+                    paired = _unlink(key, index, paired, tb, bits, kinds)
                     val[sa] = a
                     val[tb] = b
-                    paired, first = _link(val, index, paired, sa, bits, apart)
-                    paired, second = _link(val, index, paired, tb, bits, apart)
-                    event = first or second
+                    paired, one = _link(val, key, index, paired, sa, bits, kinds, group, simple)
+                    paired, other = _link(val, key, index, paired, tb, bits, kinds, group, simple)
+                    event = (one | other) & worth != _ZERO
                 if event:
                     made = f + 1
                     break
@@ -347,53 +643,102 @@ def advance(
         done += made
         since += made
         if event:
-            since = 0
-            n = settle(val, n, fold)
-            rank = _rank(val, n, cubes, fold)
+            terms = n
+            n = settle(val, n, image, group)
+            since = 0 if n < terms else since
+            rank = _rank(val, n, fixed, image, group)
             if rank < best_sizes[1]:
-                best_sizes[0], best_sizes[1] = n, rank
-                for p in range(3):
+                best_sizes[0] = n
+                best_sizes[1] = rank
+                for factor in range(3):
                     for i in range(n):
-                        best[p * CAPACITY + i] = val[p * CAPACITY + i]
+                        best[factor * CAPACITY + i] = val[factor * CAPACITY + i]
             if rank <= target:
                 break
-            paired = _build(val, n, index, bits, apart)
+            paired = _build(val, n, key, index, bits, kinds, group, simple)
         elif stuck or since >= patience:
             since = 0
             if stuck and (margin == 0 or n < 2):
                 break
-            if (stuck or len(cubes) + fold * n < best_sizes[1] + margin) and n < MAX_TERMS:
-                n = _plus(val, n, fold, state)
-                paired = _build(val, n, index, bits, apart)
+            if (stuck or len(fixed) + order * n < best_sizes[1] + margin) and n < MAX_TERMS:
+                n = _plus(val, n, image, group, state)
+                paired = _build(val, n, key, index, bits, kinds, group, simple)
     sizes[0] = n
     return done
 
 
+@_compiled
+def _advance_simple(
+    val: Any,
+    key: Any,
+    sizes: Any,
+    fixed: Any,
+    best: Any,
+    best_sizes: Any,
+    index: Any,
+    state: Any,
+    group: Any,
+    steps: int,
+    patience: int,
+    margin: int,
+    target: int,
+) -> int:
+    """``_advance`` for a group without maps: the compiler leaves out all that has to do with them."""
+    return int(
+        _advance(val, key, sizes, fixed, best, best_sizes, index, state, group, steps, patience, margin, target, True)
+    )
+
+
+@_compiled
+def _advance_group(
+    val: Any,
+    key: Any,
+    sizes: Any,
+    fixed: Any,
+    best: Any,
+    best_sizes: Any,
+    index: Any,
+    state: Any,
+    group: Any,
+    steps: int,
+    patience: int,
+    margin: int,
+    target: int,
+) -> int:
+    """``_advance`` for any group."""
+    return int(
+        _advance(val, key, sizes, fixed, best, best_sizes, index, state, group, steps, patience, margin, target, False)
+    )
+
+
 class Walk:
-    """A walker: terms (r', 3) of bit masks (with ``fold`` 3 one for each orbit) and fixed cubes, and what it has met.
+    """A walker: terms (r', 3) of bit masks, one for each orbit of ``group``, fixed terms (f, 3), and what it has met.
 
     Two walkers with equal terms, seed and calls of ``run`` make equal flips.
     """
 
-    def __init__(self, terms: Bits, cubes: Bits, fold: int, rng: np.random.Generator) -> None:
+    def __init__(self, terms: Bits, fixed: Bits, group: Group, rng: np.random.Generator) -> None:
         if len(terms) > MAX_TERMS:
             raise ValueError(f"{len(terms)} terms; a walk takes at most {MAX_TERMS}")
-        self.fold = fold
-        self.cubes = np.array(cubes, dtype=np.uint64)
+        self.group = group
+        self.fixed = np.array(fixed, dtype=np.uint64).reshape(-1, 3)
+        self._group = group.array
         self._val = np.zeros(_SLOTS, dtype=np.uint64)
+        self._key = np.zeros(_SLOTS, dtype=np.uint64)
         for p in range(3):
             self._val[p * CAPACITY : p * CAPACITY + len(terms)] = terms[:, p]
-        n = int(settle(self._val, len(terms), fold))
+        room = np.zeros(3, dtype=np.uint64)
+        n = int(settle(self._val, len(terms), room, self._group))
         self._sizes = np.array([n, 0], dtype=np.int64)
         self._best = self._val.copy()
-        self._best_sizes = np.array([n, int(_rank(self._val, n, self.cubes, fold))], dtype=np.int64)
-        self._index = np.zeros(4 * _SLOTS + (3 << _MAX_BITS), dtype=np.uint16)
+        self._best_sizes = np.array([n, int(_rank(self._val, n, self.fixed, room, self._group))], dtype=np.int64)
+        self._index = np.zeros(5 * _SLOTS + (3 << _MAX_BITS), dtype=np.uint16)
         self._state = rng.integers(0, 2**64, size=1, dtype=np.uint64)
 
     @property
     def rank(self) -> int:
         """The rank where the walk stands."""
-        return int(_rank(self._val, int(self._sizes[0]), self.cubes, self.fold))
+        return int(_rank(self._val, int(self._sizes[0]), self.fixed, np.zeros(3, dtype=np.uint64), self._group))
 
     @property
     def flips(self) -> int:
@@ -406,16 +751,18 @@ class Walk:
         return int(self._best_sizes[1])
 
     def run(self, steps: int, patience: int, margin: int, target: int = 0) -> int:
-        """Walk on (see ``advance``); returns the steps made."""
-        done = advance(
+        """Walk on (see ``_advance``); returns the steps made."""
+        walk = _advance_simple if self.group.simple else _advance_group
+        done = walk(
             self._val,
+            self._key,
             self._sizes,
-            self.cubes,
+            self.fixed,
             self._best,
             self._best_sizes,
             self._index,
             self._state,
-            self.fold,
+            self._group,
             steps,
             patience,
             margin,
@@ -427,9 +774,8 @@ class Walk:
         """(r, 3): every term where the walk stands, or where its rank was lowest; orbits are written out."""
         val, n = (self._best, int(self._best_sizes[0])) if best else (self._val, int(self._sizes[0]))
         orbits = np.stack([val[p * CAPACITY : p * CAPACITY + n] for p in range(3)], axis=1)
-        if self.fold == 1:
+        if self.group.order == 1 and not len(self.fixed):
             return orbits
-        flat = (orbits[:, 0] == orbits[:, 1]) & (orbits[:, 0] == orbits[:, 2])
-        turned = [np.roll(orbits[~flat], -turn, axis=1) for turn in range(3)]
-        single, count = np.unique(np.concatenate([self.cubes, orbits[flat, 0]]), return_counts=True)
-        return np.concatenate([*turned, np.repeat(single[count % 2 == 1, None], 3, axis=1)])
+        images = [self.group.image(e, term) for term in orbits.tolist() for e in range(self.group.order)]
+        parity = Counter([*images, *map(tuple, self.fixed.tolist())])
+        return np.array(sorted(t for t, c in parity.items() if c % 2), dtype=np.uint64).reshape(-1, 3)
