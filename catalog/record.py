@@ -31,6 +31,7 @@ from stl_search.errors import (
     UsageError,
     VerificationError,
 )
+from stl_search.programs import additions_shared
 from stl_search.scheme import FORMAT, MAX_RANK, MAX_TENSOR, Scheme, Shape, dump_scheme_object, parse_shape
 from stl_search.score import (
     DTYPES,
@@ -94,6 +95,7 @@ _PROVENANCE = (
     "starts",
     "references",
 )
+_NUMBERS = ("E", "kappa", "additions", "additions_shared", "max_coeff")
 _STRING = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 _ID = re.compile(r"[0-9a-f]{64}")
 _EXACT_E = re.compile(r"[0-9]{1,4000}(/[0-9]{1,4000})?")
@@ -106,8 +108,8 @@ Parts = Callable[[str], Scheme]
 class Record:
     """One entry: u (r, m, k), v (r, k, n), w (r, m, n) with certificate, figures and provenance.
 
-    ``figures`` is the JSON object of the file: E, kappa, error {dtype: number}, additions, max_coeff; the first three
-    are None over Z2, where they have no meaning.
+    ``figures`` is the JSON object of the file: E, kappa, error {dtype: number}, additions, max_coeff, and
+    additions_shared for exact schemes that are not huge; the first three are None over Z2, where they have no meaning.
     """
 
     scheme: Scheme
@@ -293,8 +295,8 @@ def check_file(path: str | os.PathLike[str], parts: Parts | None = None) -> Chec
 
     Proves the scheme afresh and compares every claim that is present: id, certificate (kind, rings, E_exact), figures
     (E: not below the exact value and within FIGURE_RTOL of it; kappa, max_coeff: FIGURE_RTOL; error: ERROR_RTOL;
-    additions: equal). The parts of a composition come from ``parts``, by default from the folder of the file and
-    the catalog.
+    additions: equal; additions_shared: not below what ``programs.additions_shared`` counts). The parts of a composition
+    come from ``parts``, by default from the folder of the file and the catalog.
     """
     name = os.fspath(path)
     try:
@@ -386,7 +388,7 @@ class Claims:
     kind: str | None
     rings: tuple[str, ...]
     e_exact: Fraction | None
-    numbers: Mapping[str, int | float]  # E, kappa, additions, max_coeff
+    numbers: Mapping[str, int | float]  # E, kappa, additions, additions_shared, max_coeff
     error: Mapping[str, int | float]
 
 
@@ -416,7 +418,7 @@ def claims_of(obj: dict[str, Any]) -> Claims:
             raise FormatError("certificate.E_exact has a zero denominator")
         exact = Fraction(int(top), int(bottom or 1))
     figures = _mapping(obj, "figures", "")
-    numbers = {k: figures[k] for k in ("E", "kappa", "additions", "max_coeff") if figures.get(k) is not None}
+    numbers = {k: figures[k] for k in _NUMBERS if figures.get(k) is not None}
     error = _mapping(figures, "error", "figures.")
     for dtype in error:
         if dtype not in DTYPES:
@@ -452,7 +454,7 @@ def _failures(claims: Claims, scheme: Scheme, proved: Certificate, figures: Mapp
     if claims.e_exact is not None and claims.e_exact != proved.E_exact:
         found.append(f"certificate.E_exact is {_short(claims.e_exact)}, proved is {_short(proved.E_exact)}")
     for key, claim in claims.numbers.items():
-        true = figures[key]
+        true = figures.get(key)
         if true is None:
             found.append(f"figures.{key} has no meaning over {scheme.ring.name}")
         elif key == "E":
@@ -465,6 +467,9 @@ def _failures(claims: Claims, scheme: Scheme, proved: Certificate, figures: Mapp
         elif key == "additions":
             if claim != true:
                 found.append(f"figures.additions is {claim}, counted are {true}")
+        elif key == "additions_shared":
+            if not true <= claim <= figures["additions"]:  # more is true too, and left by a version that found less
+                found.append(f"figures.additions_shared is {claim}, the program found has {true}")
         elif not _close(claim, true, FIGURE_RTOL):
             found.append(f"figures.{key} is {claim!r}, computed is {true!r}")
     for dtype, claim in claims.error.items():
@@ -489,15 +494,15 @@ def _figures(scheme: Scheme, certificate: Certificate) -> dict[str, Any]:
     try:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             if certificate.E is None:
-                return Figures(0.0, 0.0, {}, additions(scheme), max_coefficient(scheme)).to_json() | {
-                    "E": None,
-                    "kappa": None,
-                    "error": None,
-                }
-            return figures_of(scheme, certificate.E).to_json()
+                found = Figures(0.0, 0.0, {}, additions(scheme), max_coefficient(scheme)).to_json()
+                found |= {"E": None, "kappa": None, "error": None}
+            else:
+                found = figures_of(scheme, certificate.E).to_json()
     except OverflowError:  # an exact coefficient beyond 1.8e308
         errors = dict.fromkeys(DTYPES, math.inf)
-        return Figures(certificate.E or 0.0, math.inf, errors, additions(scheme), math.inf).to_json()
+        found = Figures(certificate.E or 0.0, math.inf, errors, additions(scheme), math.inf).to_json()
+    shared = additions_shared(scheme)
+    return found if shared is None else found | {"additions_shared": shared}
 
 
 def _clean(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -161,6 +161,12 @@ FALSE_CLAIMS = {
     "kappa": (lie("R", "figures", "kappa")(lambda x: x * (1 + 1e-8)), "figures.kappa is"),
     "error": (lie("R", "figures", "error", "fp16")(lambda x: x * (1 - 1e-5)), "figures.error.fp16 is"),
     "additions": (lie("strassen", "figures", "additions")(17), "figures.additions is 17, counted are 18"),
+    "too few shared": (lie("strassen", "figures", "additions_shared")(17), "additions_shared is 17, the program found"),
+    "too many shared": (
+        lie("strassen", "figures", "additions_shared")(19),
+        "additions_shared is 19, the program found",
+    ),
+    "shared over R": (lie("R", "figures", "additions_shared")(0), "figures.additions_shared has no meaning over R"),
     "max_coeff": (lie("Z", "figures", "max_coeff")(1), "figures.max_coeff is 1, computed is"),
 }
 
@@ -194,6 +200,10 @@ def test_a_false_claim_is_named_and_gives_1(name: str, tmp_path: Path) -> None:
         ("R", lambda o: o.update(certificate=None, figures=None, provenance=None, id=None)),
         ("strassen", lambda o: o["certificate"].update(rings=["ZT"])),
         ("strassen", lambda o: o["certificate"].update(E_exact="0/7")),
+        (
+            "Q",
+            lambda o: o["figures"].update(additions_shared=o["figures"]["additions_shared"] + 1),
+        ),  # found by less search
         ("strassen", lambda o: o["figures"].update(E=0, remark="a key of a later version")),
         ("Z", lambda o: [o.pop(key) for key in ("id", "certificate", "figures", "provenance")]),
     ],
