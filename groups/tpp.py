@@ -12,6 +12,7 @@ an automorphism. Elements are indices into the group's table, and 0 is the ident
 [1] Cohn and Umans, A group-theoretic approach to fast matrix multiplication (2003), section 2.
 [2] Cohn, Kleinberg, Szegedy and Umans, Group-theoretic algorithms for matrix multiplication (2005).
 [3] Hedtke and Murthy, Search and test algorithms for triple product property triples, arXiv 1104.5097.
+[4] Neumann, A note on the triple product property for subsets of finite groups (2011).
 """
 
 from __future__ import annotations
@@ -40,10 +41,13 @@ __all__ = [
     "find_stpp",
     "find_tpp",
     "find_usp",
+    "is_local_usp",
     "is_stpp",
     "is_tpp",
     "is_usp",
+    "puzzle_triples",
     "quotients",
+    "tpp_excluded",
     "tpp_triples",
 ]
 
@@ -91,19 +95,37 @@ def is_tpp(group: Group, s: Iterable[int], t: Iterable[int], u: Iterable[int]) -
     return not (reached & qu)[1:].any()
 
 
-def tpp_triples(group: Group, sizes: Sequence[int]) -> Iterator[Triple]:
+def tpp_excluded(group: Group, sizes: Sequence[int]) -> bool:
+    """Whether counting alone shows that a group of that order realises no <m,k,n>.
+
+    The elements s^-1 x, x in T or U, are all different when T and U hold 1 (else some s' s^-1 t u^-1 = 1), hence
+    |S| (|T| + |U| - 1) <= |G| for every order of the three [4]; in an abelian group so are the s t u, hence mkn <= |G|.
+
+    >>> from stl_search.groups.named import cyclic, symmetric
+    >>> [tpp_excluded(g, (2, 2, 2)) for g in (cyclic(7), symmetric(3), cyclic(8))]
+    [True, False, False]
+    """
+    if len(sizes) != 3 or any(x < 1 for x in sizes):
+        raise UsageError(f"sizes of a triple are three integers >= 1, not {tuple(sizes)}")
+    m, k, n = sizes
+    if group.is_abelian and m * k * n > group.order:
+        return True
+    return max(x * (m + k + n - x - 1) for x in sizes) > group.order
+
+
+def tpp_triples(group: Group, sizes: Sequence[int], limit: int | None = None) -> Iterator[Triple]:
     """TPP triples (S, T, U) of sizes m, k, n, each holding 1: some for every triple up to symmetry, exhaustively.
 
     Of the smallest set one representative of each class under translation and automorphisms is taken, of the next one
     of each class under translation, and for the third a clique: some U for each (S, T) that has one. An
-    empty iterator therefore *proves* that the group realises no <m,k,n>. Raises UsageError for sizes below 1.
+    empty iterator therefore *proves* that the group realises no <m,k,n>. Raises UsageError for sizes below 1, and
+    BudgetError when there are more than ``limit`` pairs (S, T) to look at.
     """
-    if len(sizes) != 3 or any(x < 1 for x in sizes):
-        raise UsageError(f"sizes of a triple are three integers >= 1, not {tuple(sizes)}")
+    if tpp_excluded(group, sizes):
+        return
     low, mid, high = sorted(sizes)
     n = group.order
-    if mid * high > n:  # (t, u) -> t^-1 u is injective on T x U
-        return
+    looked = 0
     from stl_search.groups.tpp_kernels import find_clique
 
     table, inverse = group.table.astype(np.int64), group.inverse.astype(np.int64)
@@ -112,6 +134,9 @@ def tpp_triples(group: Group, sizes: Sequence[int]) -> Iterator[Triple]:
     for first in _representatives(group, low):
         q_first = quotients(group, first)
         for second in _translates(group, mid, ~q_first):
+            looked += 1
+            if limit is not None and looked > limit:
+                raise BudgetError(f"more than {limit} pairs of sets of sizes {low} and {mid} to look at in {group!r}")
             q_second = quotients(group, second)
             reached = np.zeros(n, dtype=np.bool_)
             reached[table[np.ix_(np.flatnonzero(q_first), np.flatnonzero(q_second))]] = True
@@ -121,14 +146,16 @@ def tpp_triples(group: Group, sizes: Sequence[int]) -> Iterator[Triple]:
                 yield found[0], found[1], found[2]
 
 
-def find_tpp(group: Group, sizes: Sequence[int]) -> Triple | None:
+def find_tpp(group: Group, sizes: Sequence[int], limit: int | None = None) -> Triple | None:
     """The first TPP triple of sizes m, k, n, or None: then, proved by exhaustion, the group realises no <m,k,n>.
+
+    Raises BudgetError when neither is known after ``limit`` pairs (S, T).
 
     >>> from stl_search.groups.named import dihedral
     >>> find_tpp(dihedral(3), (2, 2, 2)) is not None, find_tpp(dihedral(3), (2, 2, 3)) is None
     (True, True)
     """
-    return next(tpp_triples(group, sizes), None)
+    return next(tpp_triples(group, sizes, limit), None)
 
 
 def _checked(group: Group, members: Iterable[int]) -> Ints:
@@ -299,32 +326,91 @@ def _fits(puzzle: Ints, strong: bool) -> Bools:
     return result
 
 
+def is_local_usp(rows: Iterable[Sequence[int]]) -> bool:
+    """Whether for all rows x, y, z, not all equal, some place has exactly two of x_i = 1, y_i = 2, z_i = 3.
+
+    These are strong USPs ([2], section 6), recognised without permutations, that give simultaneous triples directly.
+
+    >>> is_local_usp([(3, 1, 2), (1, 2, 3)]), is_local_usp([(3, 1), (1, 3)])
+    (True, False)
+    """
+    puzzle = [tuple(row) for row in rows]
+    if not is_usp(puzzle, strong=True):
+        return False
+    fits = _fits(np.array(puzzle, dtype=np.int64), strong=True).copy()
+    same = np.arange(len(puzzle))
+    fits[same, same, same] = False
+    return not fits.any()
+
+
+def puzzle_triples(rows: Sequence[Sequence[int]], modulus: int) -> tuple[Group, tuple[Triple, ...]]:
+    """Simultaneous triples in C_n^width, one for each row of a local USP ([2], section 6).
+
+    The row x gives the elements whose non-zero coordinates are the places with x_i = 3, 1, 2 for A, B, C, so that
+    sizes are powers of n - 1. At a place with exactly two of x_i = 1, y_i = 2, z_i = 3 one of the six terms of
+    (a_x - a_y) + (b_y - b_z) + (c_z - c_x) alone is not 0. Raises UsageError for what is no local USP.
+
+    >>> group, triples = puzzle_triples([(3, 1, 2), (1, 2, 3)], 3)
+    >>> group.order, [[len(x) for x in triple] for triple in triples], is_stpp(group, triples)
+    (27, [[2, 2, 2], [2, 2, 2]], True)
+    """
+    from stl_search.groups.named import elementary_abelian
+
+    if modulus < 2 or not is_local_usp(rows):
+        raise UsageError(f"simultaneous triples need a local puzzle and a modulus >= 2, not {rows} and {modulus}")
+    width = len(rows[0])
+    group = elementary_abelian(modulus, width)
+    coordinates = list(product(range(modulus), repeat=width))  # of the elements, in order
+
+    def supported(row: Sequence[int], value: int) -> tuple[int, ...]:
+        return tuple(
+            at for at, x in enumerate(coordinates) if all((y > 0) == (r == value) for y, r in zip(x, row, strict=True))
+        )
+
+    return group, tuple((supported(row, 3), supported(row, 1), supported(row, 2)) for row in rows)
+
+
 def find_usp(width: int, size: int, strong: bool = False, limit: int = 100_000) -> tuple[tuple[int, ...], ...] | None:
     """A (strong) USP of ``size`` rows of that width, or None, proved by exhaustion, when there is none.
 
-    Rows are added in lexicographic order, since every subset of a USP is one. Raises BudgetError after ``limit``
-    checks.
+    Every subset of a USP is one, so that rows are added one by one among those that fit each chosen row alone.
+    Permuting the places or, in all rows, the symbols 1, 2, 3 changes nothing: the first row is one of each class, of
+    the least class met. Raises BudgetError after ``limit`` checks.
     """
     if width < 1 or size < 1:
         raise UsageError(f"width and size of a puzzle must be >= 1, not {width} and {size}")
     rows = list(product((1, 2, 3), repeat=width))
+    kind = [sorted((row.count(x) for x in (1, 2, 3)), reverse=True) for row in rows]
+    pairs: dict[tuple[int, int], bool] = {}
     checks = 0
 
-    def grow(chosen: tuple[tuple[int, ...], ...], start: int) -> tuple[tuple[int, ...], ...] | None:
+    def fit(x: int, y: int) -> bool:
+        if (x, y) not in pairs:
+            pairs[x, y] = is_usp((rows[x], rows[y]), strong)
+        return pairs[x, y]
+
+    def grow(chosen: tuple[int, ...], left: list[int]) -> tuple[tuple[int, ...], ...] | None:
         nonlocal checks
         if len(chosen) == size:
-            return chosen
-        for at in range(start, len(rows) - (size - len(chosen)) + 1):
+            return tuple(rows[x] for x in chosen)
+        for at, x in enumerate(left[: len(left) - (size - len(chosen)) + 1]):
             checks += 1
             if checks > limit:
                 raise BudgetError(f"more than {limit} puzzles of width {width} to look at")
-            if is_usp((*chosen, rows[at]), strong):
-                found = grow((*chosen, rows[at]), at + 1)
+            if len(chosen) < 2 or is_usp([rows[y] for y in (*chosen, x)], strong):
+                found = grow((*chosen, x), [y for y in left[at + 1 :] if fit(x, y)])
                 if found is not None:
                     return found
         return None
 
-    return grow((), 0)
+    for least in sorted({tuple(x) for x in kind}):
+        first = kind.index(list(least))
+        found = grow(
+            (first,), [x for x in range(len(rows)) if tuple(kind[x]) >= least and x != first and fit(first, x)]
+        )
+        if found is not None:
+            return found
+    return None
 
 
 # Approximate: maps with few collisions.

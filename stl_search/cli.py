@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from stl_search.catalog.store import Entry
     from stl_search.groups import Group
     from stl_search.scheme import Scheme, Shape
+    from stl_search.search.campaign import Campaign
     from stl_search.search.portfolio import Progress
 
 __all__ = ["main"]
@@ -34,6 +35,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 NOT_ON_A_TERMINAL = 160  # columns: what is piped on should not be cut to a window
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+Item = TypeVar("Item")
 
 
 # -- what a command is given -------------------------------------------------------------------------------------------
@@ -172,11 +174,15 @@ def main() -> None:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: one a core]")
 @click.option("--strategy", "strategies", multiple=True, metavar="NAME", help="Only these; may be repeated.")
-@click.option("--symmetry", metavar="NAME", help="Invariant schemes only: cyclic, transpose, a group, or a + of them.")
+@click.option(
+    "--symmetry", metavar="NAME",
+    help="Invariant schemes only: cyclic, transpose, reverse, permute:(1,2), a group, or a + of them.",
+)
 @click.option(
     "--starts", type=click.Choice(["none", "shipped", "catalog"]), default="none", show_default=True,
     help="Which catalog entries to start from.",
 )  # fmt: skip
+@click.option("--start", "given", multiple=True, metavar="ENTRY", help="Start from this id or file; may be repeated.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Searches run on the CPU.")
 @click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder for the winner.  [default: yours]")
 @click.option("--fresh", is_flag=True, help="Ignore the journal of an unfinished run.")
@@ -204,6 +210,7 @@ def discover(
     wanted = _shape(shape, tile)
     assert wanted is not None
     rank = options.pop("rank")
+    given = [_scheme(entry, options["out"])[0] for entry in options.pop("given")]
     from stl_search.search.portfolio import discover as search
 
     with _progress(f"{_name(wanted)} rank {rank}") as progress:
@@ -212,6 +219,7 @@ def discover(
             rank,
             time=60.0 if time_ is None and steps is None else time_,
             steps=steps,
+            given=given,
             progress=progress,
             **options,
         )
@@ -275,6 +283,105 @@ def _show_result(found: dict[str, Any]) -> None:
     better = found["catalog_better"]
     if better is not None:
         click.echo(f"the catalog already holds better: error {better['error']:.4g}: {better['path']}")
+
+
+# -- campaign ----------------------------------------------------------------------------------------------------------
+
+
+def shape_list(text: str) -> list[Shape]:
+    """Shapes from ``2-4`` (all with sides 2 to 4), ``2,3,4;3,3,3``, or ``all`` (``2-5``)."""
+    from stl_search.search.standing import sorted_shapes
+
+    match = re.fullmatch(r"([1-9])-([1-9])", "2-5" if text == "all" else text)
+    found = sorted_shapes(int(match[1]), int(match[2])) if match else [sides(one) for one in text.split(";")]
+    if not found:
+        raise click.BadParameter(f"{text!r} holds no shape: write 2-4, 2,3,4;3,3,3 or all")
+    return found
+
+
+@main.command("campaign")
+@click.option("--shapes", type=shape_list, required=True, metavar="LIST", help="2-4, or 2,3,4;3,3,3, or all (2-5).")
+@click.option("--ring", type=click.Choice(["Z2", "ZT", "Z", "Q"]), default="ZT", show_default=True)
+@click.option("--time", "time_", type=duration, required=True, metavar="T", help="Time to search: 90s, 30m, 8h.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: one a core]")
+@click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder for the finds.  [default: yours]")
+@click.option("--fresh", is_flag=True, help="Forget what the journal tells of earlier runs.")
+@json_option
+@click.pass_context
+def campaign_(
+    ctx: click.Context,
+    /,
+    shapes: list[Shape],
+    ring: str,
+    time_: float,
+    seed: int,
+    workers: int | None,
+    out: str | None,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Search many shapes for long, each find serving its neighbours; every find is kept at once.
+
+    Ctrl-C or a crash loses nothing: the same command goes on for the rest of the time.
+    """
+    from stl_search.search.campaign import campaign
+
+    done = None
+    with _watched() as watch:
+        try:
+            options = {"ring": ring, "time": time_, "seed": seed, "workers": workers, "out": out, "fresh": fresh}
+            done = campaign(shapes, progress=watch, **options)  # type: ignore[arg-type]
+        except KeyboardInterrupt:
+            _say("interrupted: the same command goes on from here")
+            ctx.exit(INTERRUPTED)
+    if as_json:
+        _print_json(done.to_json())
+    else:
+        _console().print(_campaign_table(done))
+
+
+@contextmanager
+def _watched() -> Iterator[Callable[[Campaign], None]]:
+    """Shows a campaign as it goes: a live table on a terminal's stderr, elsewhere a line for each find."""
+    shown: int | None = None  # finds of earlier runs are not told again
+
+    def tell(state: Campaign) -> None:
+        nonlocal shown
+        for find in state.finds[len(state.finds) if shown is None else shown :]:
+            before = "" if find["from"] is None else f", from {find['from']}"
+            _say(f"{_name(find['shape'])} rank {find['rank']} over {state.ring}{before}, at {find['at']:.0f} s")
+        shown = len(state.finds)
+
+    if not sys.stderr.isatty():
+        yield tell
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+        yield lambda state: live.update(_campaign_table(state), refresh=True)
+
+
+def _campaign_table(state: Campaign) -> Table:
+    """The shapes of a campaign: best so far, best known, time spent, last improvement."""
+    headings = ("began with", "best", "known", "gap", "seconds", "slices", "improved at")
+    columns = [("shape", "left"), *((heading, "right") for heading in headings)]
+    rows = [
+        [
+            _name(row.shape) + (" (proved)" if row.settled else ""),
+            row.began,
+            row.best,
+            row.known,
+            None if row.gap is None else f"{row.gap:+}" if row.gap else "0",
+            f"{row.seconds:.0f}",
+            row.slices,
+            None if row.last is None else f"{row.last:.0f} s",
+        ]
+        for row in state.rows.values()
+    ]
+    title = f"campaign over {state.ring}: {state.slices} slices, {state.seconds:.0f} s, {len(state.finds)} finds"
+    return _table(title + (f"; now {state.now}" if state.now else ""), columns, rows)
 
 
 # -- verify ------------------------------------------------------------------------------------------------------------
@@ -449,12 +556,12 @@ def catalog_show(entry: str, as_json: bool) -> None:
     _console().print(_table(scheme.name, [("", "left"), ("", "left")], rows))
 
 
-def _scheme(text: str) -> tuple[Scheme, dict[str, Any]]:
-    """(scheme, provenance) of a selector, the start of an id, or a file."""
-    from stl_search.catalog.store import by_id, load, scheme_of
+def _scheme(text: str, out: str | None = None) -> tuple[Scheme, dict[str, Any]]:
+    """(scheme, provenance) of a selector, the start of an id (also of one in the folder ``out``), or a file."""
+    from stl_search.catalog.store import by_id, load, scheme_of, shipped_dir, user_dir
 
     if re.fullmatch(r"[0-9a-f]{4,64}", text) and not os.path.exists(text):
-        entry = by_id(text)
+        entry = by_id(text, None if out is None else [shipped_dir(), user_dir(), out])
         return scheme_of(entry), dict(entry.provenance)
     scheme = load(text)
     if text.startswith("catalog:"):
@@ -465,6 +572,47 @@ def _scheme(text: str) -> tuple[Scheme, dict[str, Any]]:
     from stl_search.catalog.record import read_file
 
     return scheme, read_file(text).get("provenance") or {}
+
+
+@catalog.command("compare")
+@click.option("--markdown", type=click.Path(dir_okay=False), metavar="FILE", help="Write the table of known ranks.")
+@json_option
+def catalog_compare(markdown: str | None, as_json: bool) -> None:
+    """Best exact ranks of the catalogs against the best known, for all sides 2..5 and <6,6,6>.
+
+    A cell shows our rank where it is the best known, else ours (known, difference). Every entry is proved.
+    """
+    from stl_search.search import standing
+
+    if markdown is not None:
+        try:
+            with open(markdown, "w", encoding="utf-8") as file:
+                file.write(standing.markdown())
+        except OSError as error:
+            raise UsageError(f"{markdown} cannot be written: {error.strerror or error}") from None
+    table = standing.compare()
+    cells = [cell for row in table.values() for cell in row.values()]
+    better = [cell for cell in cells if cell.gap is not None and cell.gap < 0]
+    if as_json:
+        rows = [{"shape": list(s), "rings": {r: c.to_json() for r, c in row.items()}} for s, row in table.items()]
+        news = [{"shape": list(c.shape), "ring": c.ring, **c.to_json()} for c in better]
+        _print_json({"shapes": rows, "improvements": news})
+        return
+    rings_ = list(next(iter(table.values())))
+    columns = [("shape", "left"), *((ring, "right") for ring in rings_)]
+    shown = [[_name(shape), *(str(row[ring]) for ring in rings_)] for shape, row in table.items()]
+    _console().print(_table("our rank (best known, difference)", columns, shown))
+    missing, behind = sum(c.ours is None for c in cells), sum(c.gap is not None and c.gap > 0 for c in cells)
+    click.echo(
+        f"{len(cells)} ranks: {len(cells) - missing - behind} at the best known, {behind} behind, {missing} none"
+    )
+    for cell in better:
+        assert cell.known is not None
+        assert cell.entry is not None
+        click.echo(
+            f"BETTER THAN KNOWN: {_name(cell.shape)} over {cell.ring} in {cell.ours}, best known {cell.known.rank}: "
+            f"{cell.entry.path}"
+        )
 
 
 @catalog.command("add")
@@ -615,6 +763,135 @@ def groups_show(name: str, cayley: str | None, characters: str | None, as_json: 
         click.echo(picture)
 
 
+@groups.command("tpp")
+@shape_options
+@click.option("--order", type=_orders, required=True, metavar="N|A-B", help="All groups of this order or these orders.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@click.option(
+    "--steps", type=click.IntRange(min=1), default=4000, show_default=True, metavar="N",
+    help="Proposals of an annealing.",
+)  # fmt: skip
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=200_000, show_default=True, metavar="N",
+    help="Pairs of sets after which the exact search leaves a group undecided.",
+)  # fmt: skip
+@json_option
+def groups_tpp(
+    shape: Shape | None, tile: int | None, order: range, seed: int, steps: int, limit: int, as_json: bool
+) -> None:
+    """Triples with the triple product property, and maps with few collisions where there are none."""
+    from stl_search.groups import all_groups
+    from stl_search.search.group_hosts import generator, host
+
+    wanted = _shape(shape, tile)
+    assert wanted is not None
+    hosts = [group for n in order for group in all_groups(n)]
+    rows = [host(g, wanted, generator(seed, g, wanted), steps, limit).to_json() for g in _each(hosts)]
+    if as_json:
+        _print_json({"shape": list(wanted), "seed": seed, "count": len(rows), "groups": rows})
+        return
+    columns = [("id", "left"), ("name", "left"), ("rank", "right"), ("TPP", "left"), ("E", "right"), ("line", "right")]
+    cells = [[r["id"], r["name"], r["rank"], r["tpp"], r["E"], r["line"], r["triple"]] for r in rows]
+    title = f"{_name(wanted)} in {len(rows)} groups"
+    _console().print(_table(title, [*columns, ("triple", "left")], cells))
+
+
+@groups.command("schemes")
+@shape_options
+@click.option("--max-rank", type=click.IntRange(min=1), required=True, metavar="R", help="Number of products, at most.")
+@click.option("--order", type=_orders, metavar="N|A-B", help="Groups of these orders.  [default: 2 to R, at most 32]")
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True, help="Precision whose error counts.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@click.option(
+    "--starts", type=click.Choice(["none", "shipped", "catalog"]), default="none", show_default=True,
+    help="Which catalog entries may multiply the matrix blocks.",
+)  # fmt: skip
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, metavar="N", help="How many to keep.")
+@click.option("--out", type=dir_type, metavar="DIR", help="Prove them and write them to this catalog folder.")
+@json_option
+def groups_schemes(
+    shape: Shape | None,
+    tile: int | None,
+    max_rank: int,
+    order: range | None,
+    dtype: str,
+    seed: int,
+    starts: str,
+    top: int,
+    out: str | None,
+    as_json: bool,
+) -> None:
+    """Approximate schemes out of group algebras, the most accurate first."""
+    from stl_search.catalog.store import add, load
+    from stl_search.groups import all_groups
+    from stl_search.search.group_hosts import candidates
+
+    wanted = _shape(shape, tile)
+    assert wanted is not None
+    hosts = [group for n in order or range(2, min(max(max_rank, 2), 32) + 1) for group in all_groups(n)]
+    found = [
+        (candidate.to_json(), candidate.scheme)
+        for group in _each(hosts)
+        for candidate in candidates(wanted, max_rank, [group], dtype, seed, starts)
+    ]
+    found = sorted(found, key=lambda x: (x[0]["error"], x[0]["rank"], x[0]["id"]))[:top]
+    for row, scheme in found:
+        row["path"] = None
+        if out is not None:
+            command = ["stl-search", "groups", "schemes", "--shape", ",".join(map(str, wanted))]
+            command += ["--max-rank", str(max_rank), "--order", str(row["group"].partition(".")[0]), "--dtype", dtype]
+            command += ["--seed", str(seed), "--starts", starts]
+            origin = {"command": shlex.join(command), "strategy": "group-algebra", "seed": seed, "version": __version__}
+            path = add(scheme, {**origin, "references": [f"{row['name']} ({row['group']})"]}, out, dtype)
+            row |= {"path": str(path), "id": load(path).id}  # of the coefficients in their short form
+    if as_json:
+        _print_json({"shape": list(wanted), "dtype": dtype, "seed": seed, "schemes": [row for row, _ in found]})
+        return
+    keys = ("rank", "E", "kappa", "error", "line", "group", "name", "weights", "blocks")
+    columns = [(key, "left" if key in ("group", "name", "weights", "blocks") else "right") for key in keys]
+    _console().print(_table(f"{_name(wanted)} at {dtype}", columns, [[row[key] for key in keys] for row, _ in found]))
+    for row, _ in found:
+        if row["path"] is not None:
+            click.echo(row["path"])
+
+
+@groups.command("atlas")
+@click.option(
+    "--order", type=_orders, default="1-32", show_default=True, metavar="N|A-B", help="Groups of these orders."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@click.option("--out", type=click.Path(dir_okay=False), required=True, metavar="FILE", help="Markdown file to write.")
+@json_option
+def groups_atlas(order: range, seed: int, out: str, as_json: bool) -> None:
+    """Write the atlas of groups as hosts of <2,2,2>, <3,3,3> and <4,4,4>; takes minutes for all orders."""
+    from stl_search.bench.group_atlas import SHAPES, atlas, row
+    from stl_search.groups import all_groups
+
+    hosts = [(group, shape) for shape in SHAPES for n in order for group in all_groups(n)]
+    command = f"stl-search groups atlas --order {order[0]}-{order[-1]} --seed {seed} --out {shlex.quote(out)}"
+    try:
+        with open(out, "a", encoding="utf-8"):  # said before the minutes, not after
+            pass
+        text = atlas([row(group, shape, seed) for group, shape in _each(hosts)], command)
+        with open(out, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except OSError as error:
+        raise UsageError(f"{out} cannot be written: {error.strerror or error}") from None
+    if as_json:
+        _print_json({"path": out, "rows": len(hosts)})
+    else:
+        click.echo(out)
+
+
+def _each(items: Sequence[Item]) -> Iterator[Item]:
+    """The items, one after another, with a progress bar on a terminal's stderr."""
+    if not sys.stderr.isatty():
+        yield from items
+        return
+    with click.progressbar(items, file=sys.stderr) as bar:
+        yield from bar
+
+
 def _describe_group(group: Group) -> dict[str, Any]:
     """The group as the command line prints it."""
     from dataclasses import asdict
@@ -656,7 +933,7 @@ def bench() -> None:
 @click.option("--repeats", type=click.IntRange(1, 1000), default=5, show_default=True, help="Walks of each kind.")
 @json_option
 def bench_flips(shape: Shape | None, tile: int | None, seconds: float, repeats: int, as_json: bool) -> None:
-    """Flips a second and core of walks over Z2, plain and cyclic.  [default shape: 4,4,4]"""
+    """Flips a second and core of walks over Z2, plain and symmetric, and ternary.  [default shape: 4,4,4]"""
     from stl_search.bench.flips import flips
 
     rows = flips(_shape(shape, tile, required=False) or (4, 4, 4), seconds, repeats)

@@ -102,17 +102,40 @@ def als(shape: Shape, batch: Batch, lam: float = 0.0, sweeps: int = 100, ridge: 
 
 
 def refine(
-    shape: Shape, batch: Batch, lam: float = 0.0, iterations: int = 300, tolerance: float = 1e-9, memory: int = 5
+    shape: Shape,
+    batch: Batch,
+    lam: float = 0.0,
+    iterations: int = 300,
+    tolerance: float = 1e-9,
+    memory: int = 5,
+    span: Any = None,
 ) -> tuple[Batch, Floats]:
     """(refined batch, F): L-BFGS on F(u, v) = min_w F(u, v, w), all members in step, each with its own line search.
 
     Eliminating w is variable projection (Golub and Pereyra, 1973): one positive definite solve of size r gives w, and
     the gradient in (u, v) is the partial one at that w. A member stops when ten steps gained less than ``tolerance``
     relative; F never rises.
+
+    ``span`` (sparse, orthonormal columns) keeps a batch that lies in its column space there. With r(mk + kn) rows it
+    limits (u, v), and w is eliminated as before; with r(mk + kn + mn) rows it limits (u, v, w), and none is.
     """
     b, r, i = batch[0].shape
-    x = np.concatenate([batch[0].reshape(b, -1), batch[1].reshape(b, -1)], axis=1)
-    f, grad, w = _projected(shape, x, r, lam)
+    cut, len_v = r * i, batch[1].shape[2]
+    x = np.concatenate([f.reshape(b, -1) for f in batch], axis=1)
+    whole = span is not None and span.shape[0] == x.shape[1]
+    x = x if whole else x[:, : cut + r * len_v]
+    back = None if span is None else span.T.tocsr()
+
+    def full(x: Floats) -> Floats:
+        return x if span is None else np.ascontiguousarray((span @ x.T).T)
+
+    def evaluate(x: Floats) -> tuple[Floats, Floats, Floats]:
+        z = full(x)
+        f, grad, w = (_unprojected if whole else _projected)(shape, z, r, lam)
+        return f, grad if back is None else np.ascontiguousarray((back @ grad.T).T), w
+
+    x = x if back is None else np.ascontiguousarray((back @ x.T).T)
+    f, grad, w = evaluate(x)
     s_hist: list[Floats] = []
     y_hist: list[Floats] = []
     rho_hist: list[Floats] = []
@@ -133,7 +156,7 @@ def refine(
         todo = np.arange(len(x))
         for _ in range(12):
             trial = x[todo] + step[todo, None] * direction[todo]
-            tf, tg, tw = _projected(shape, trial, r, lam)
+            tf, tg, tw = evaluate(trial)
             good = tf <= f[todo] + 1e-4 * step[todo] * slope[todo]
             done = todo[good]
             new_x[done], new_f[done], new_grad[done], new_w[done] = trial[good], tf[good], tg[good], tw[good]
@@ -165,8 +188,8 @@ def refine(
                 s_hist = [h[alive] for h in s_hist]
                 y_hist = [h[alive] for h in y_hist]
                 rho_hist = [h[alive] for h in rho_hist]
-    cut = r * i
-    return (x_all[:, :cut].reshape(b, r, i), x_all[:, cut:].reshape(b, r, -1), w_all), f_all
+    z = full(x_all)
+    return (z[:, :cut].reshape(b, r, i), z[:, cut : cut + r * len_v].reshape(b, r, len_v), w_all), f_all
 
 
 def levenberg_marquardt(
@@ -361,6 +384,20 @@ def _projected(shape: Shape, x: Floats, r: int, lam: float) -> tuple[Floats, Flo
     du = np.matmul(gv * gw, u) - _contract_u(shape, v, w)
     dv = np.matmul(gu * gw, v) - _contract_v(shape, u, w)
     return f, 2 * np.concatenate([du.reshape(b, -1), dv.reshape(b, -1)], axis=1), w
+
+
+def _unprojected(shape: Shape, x: Floats, r: int, lam: float) -> tuple[Floats, Floats, Floats]:
+    """(F, gradient, w) at x = (u, v, w) flat."""
+    m, k, n = shape
+    b = len(x)
+    u, v, w = (p.reshape(b, r, -1) for p in np.split(x, [r * m * k, r * (m * k + k * n)], axis=1))
+    gu, gv, gw = _gram(u), _gram(v), _damped(_gram(w), lam)
+    products = _contract_w(shape, u, v)
+    f: Floats = m * k * n - 2 * (products * w).sum(axis=(1, 2)) + (gu * gv * gw).sum(axis=(1, 2))
+    du = np.matmul(gv * gw, u) - _contract_u(shape, v, w)
+    dv = np.matmul(gu * gw, v) - _contract_v(shape, u, w)
+    dw = np.matmul(_damped(gu * gv, lam), w) - products
+    return f, 2 * np.concatenate([d.reshape(b, -1) for d in (du, dv, dw)], axis=1), w
 
 
 def _two_loop(grad: Floats, s: list[Floats], y: list[Floats], rho: list[Floats]) -> Floats:

@@ -352,7 +352,7 @@ def test_discover_hands_every_option_on(search: Any, tmp_path: Path) -> None:
         "ring": "Q", "dtype": "fp16", "time": 1800.0, "steps": None, "seed": 7, "workers": 3,
         "strategies": ("numeric", "deflate"), "symmetry": "C2", "starts": "catalog",
         "out": str(tmp_path), "fresh": True,
-        "progress": None,
+        "given": [], "progress": None,
     }  # fmt: skip
 
 
@@ -362,7 +362,8 @@ def test_discover_defaults(search: Any) -> None:
     assert stand_in.called == ((4, 4, 4), 12)
     assert stand_in.options == {
         "ring": "R", "dtype": "bf16", "time": 60.0, "steps": None, "seed": 0, "workers": None,
-        "strategies": (), "symmetry": None, "starts": "none", "out": None, "fresh": False, "progress": None,
+        "strategies": (), "symmetry": None, "starts": "none", "given": [], "out": None, "fresh": False,
+        "progress": None,
     }  # fmt: skip
     run_json("discover", "--tile", 4, "--rank", 12, "--steps", 5)
     assert (stand_in.options["time"], stand_in.options["steps"]) == (None, 5)

@@ -113,6 +113,18 @@ def test_the_search_finds_a_triple_exactly_where_there_is_one(name: str, sizes: 
         assert tpp_oracle(group, *found)
 
 
+@pytest.mark.parametrize("name", ["C4", "C2^2", "C5", "C6", "S3", "C7"])
+def test_what_counting_excludes_is_not_there(name: str) -> None:
+    group = groups.get(name)
+    seen = set()
+    for sizes in product((1, 2, 3), repeat=3):
+        seen.add(groups.tpp_excluded(group, sizes))
+        if groups.tpp_excluded(group, sizes):
+            sets = [list(combinations(range(1, group.order), x - 1)) for x in sizes]
+            assert not any(tpp_oracle(group, [0, *s], [0, *t], [0, *u]) for s, t, u in product(*sets))
+    assert seen == {True, False}
+
+
 @pytest.mark.parametrize("sizes", [(1, 3, 2), (4, 1, 2), (2, 2, 3)])
 def test_the_sizes_come_back_in_their_order(sizes: tuple[int, int, int]) -> None:
     for triple in groups.tpp_triples(groups.get("A4"), sizes):
@@ -234,17 +246,57 @@ def test_puzzles_are_what_they_are_defined_to_be(strong: bool) -> None:
 
 
 def test_the_largest_strong_puzzles_of_small_width() -> None:
-    # Anderson, Ji and Xu, Matrix multiplication: verifying strong uniquely solvable puzzles (2020), who prove
-    # the largest sizes for widths below 6; widths 1 to 3 are proved here, for 4 a puzzle of 5 rows is found.
-    for width, largest in [(1, 1), (2, 2), (3, 3)]:
+    # Anderson, Ji and Xu, Matrix multiplication: verifying strong uniquely solvable puzzles (SAT 2020), prove the
+    # largest sizes 1, 2, 3, 5, 8 for widths 1 to 5; widths 1 to 4 are proved here again, by another search.
+    for width, largest in [(1, 1), (2, 2), (3, 3), (4, 5)]:
         found = groups.find_usp(width, largest, strong=True)
         assert found is not None
-        assert usp_oracle(list(found), True)
-        assert groups.find_usp(width, largest + 1, strong=True) is None
+        assert largest > 4 or usp_oracle(list(found), True)
+        assert groups.find_usp(width, largest + 1, strong=True, limit=1_000_000) is None
     five = groups.find_usp(4, 5, strong=True)
     assert five is not None
     assert groups.is_usp(five, strong=True)
     assert groups.is_usp(five)  # a strong one is one
+
+
+@pytest.mark.parametrize(("width", "strong"), [(1, False), (2, False), (2, True)])
+def test_the_search_for_puzzles_misses_none(width: int, strong: bool) -> None:
+    rows = list(product((1, 2, 3), repeat=width))
+    for size in range(1, 4):
+        some = any(usp_oracle(list(chosen), strong) for chosen in combinations(rows, size))
+        found = groups.find_usp(width, size, strong)
+        assert (found is not None) == some
+        assert found is None or usp_oracle(list(found), strong)
+
+
+def test_local_puzzles_are_what_they_are_defined_to_be() -> None:
+    rng = np.random.default_rng(7)
+    seen = set()
+    for _ in range(150):
+        width, size = int(rng.integers(1, 5)), int(rng.integers(1, 4))
+        rows = [tuple(row) for row in rng.integers(1, 4, size=(size, width)).tolist()]
+        expected = len(set(rows)) == size and all(
+            any((x[i] == 1) + (y[i] == 2) + (z[i] == 3) == 2 for i in range(width))
+            for x, y, z in product(rows, repeat=3)
+            if not x == y == z
+        )
+        assert groups.is_local_usp(rows) == expected
+        assert not expected or groups.is_usp(rows, strong=True)
+        seen.add(expected)
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("modulus", [2, 3, 4])
+def test_local_puzzles_give_simultaneous_triples(modulus: int) -> None:
+    rows = [(3, 1, 2), (1, 2, 3), (3, 3, 2)]
+    assert groups.is_local_usp(rows[:2])
+    group, triples = groups.puzzle_triples(rows[:2], modulus)
+    assert group.order == modulus**3
+    assert [tuple(map(len, x)) for x in triples] == [((modulus - 1),) * 3] * 2
+    assert groups.is_stpp(group, triples)
+    assert modulus == 4 or stpp_oracle(group, list(triples))
+    with pytest.raises(UsageError, match="need a local puzzle"):
+        groups.puzzle_triples([(3, 1), (1, 3)], modulus)
 
 
 @settings(deadline=None, max_examples=60)
@@ -322,6 +374,9 @@ def test_free_maps_start_where_they_are_told_and_never_get_worse() -> None:
         (lambda g: FreeMaps(g, [[0, 1]], [[0, 1]]), r"shapes \(m, k\) and \(k, n\)"),
         (lambda g: groups.exhaustive_maps(g, (5, 6, 6)), "too many for an exhaustive search"),
         (lambda g: groups.find_usp(5, 8, strong=True, limit=50), "more than 50 puzzles"),
+        (lambda g: groups.tpp_excluded(g, (2, 2)), "three integers >= 1"),
+        (lambda g: groups.find_tpp(groups.get("Q8 x C2"), (3, 3, 3), limit=2), "more than 2 pairs of sets of sizes 3"),
+        (lambda g: groups.puzzle_triples([(1, 2)], 1), "a modulus >= 2"),
         (lambda g: groups.find_stpp(g, (1, 1, 1), 0), "copies and sizes"),
     ],
 )

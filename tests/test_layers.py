@@ -22,7 +22,7 @@ BARE = {*LINKED, "cli"}  # names that belong to other packages on the index, nev
 FOUNDATION = {"errors", "rings"}
 COEFFICIENTS = FOUNDATION | {"scheme", "verify", "transform", "score", "formats"}
 RUNTIME = COEFFICIENTS | {"programs", "kernels", "catalog", "runtime"}
-BENCH = RUNTIME | {"additions", "decompose", "discretize", "groups", "search", "nn", "bench", "__init__"}
+BENCH = RUNTIME | {"additions", "known", "decompose", "discretize", "groups", "search", "nn", "bench", "__init__"}
 ALL = BENCH | {"cli"}
 
 # Layer -> layers that it may import, besides itself. A layer is a module or package directly inside stl_search;
@@ -36,13 +36,15 @@ LAYERS: dict[str, set[str]] = {
     "decompose": FOUNDATION | {"scheme"},
     "discretize": FOUNDATION | {"scheme", "decompose", "verify"},
     "score": FOUNDATION | {"scheme"},
+    "known": FOUNDATION | {"scheme"},
     "programs": FOUNDATION | {"scheme"},
     "additions": FOUNDATION | {"scheme", "score", "programs"},
     "formats": FOUNDATION | {"scheme", "transform", "verify"},
     "groups": FOUNDATION,
     "kernels": FOUNDATION | {"scheme", "score"},
     "catalog": COEFFICIENTS | {"programs"},
-    "search": COEFFICIENTS | {"programs", "additions", "decompose", "discretize", "groups", "kernels", "catalog"},
+    "search": COEFFICIENTS
+    | {"known", "programs", "additions", "decompose", "discretize", "groups", "kernels", "catalog"},
     "runtime": RUNTIME,
     "nn": RUNTIME,
     "bench": BENCH,

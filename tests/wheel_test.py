@@ -103,7 +103,7 @@ def check_contents(wheel: Path, source: Path) -> None:
         f"unexpected entry points: {commands}",
     )
     require(tags == ["py3-none-any"], f"not a pure wheel: {tags}")
-    entries = sum(name.endswith(".json") for name in held)
+    entries = sum(name.startswith(f"{PACKAGE}/catalog/") and name.endswith(".json") for name in held)
     say(f"{wheel.name}: {len(held)} files, {entries} of them catalog entries, only {PACKAGE} at the top")
 
 

@@ -1,10 +1,11 @@
-"""Proved lower bounds on the rank of <m,k,n>, each with its source, and the ranks that are known to be reached."""
+"""Proved lower bounds on the rank of <m,k,n>, each with its source, and ranks to aim at."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from stl_search import known
 from stl_search.scheme import Shape
 
 __all__ = ["LowerBound", "lower_bound", "reached_rank"]
@@ -50,33 +51,7 @@ def lower_bound(shape: Shape, ring: str) -> LowerBound:
     return max(bounds, key=lambda b: b.rank)
 
 
-# Ranks that exact schemes are known to reach over Z (sorted shape): targets for the factors that a composition needs.
-_REACHED = {
-    (2, 2, 2): 7,
-    (2, 2, 3): 11,
-    (2, 2, 4): 14,
-    (2, 2, 5): 18,
-    (2, 3, 3): 15,
-    (2, 3, 4): 20,
-    (2, 3, 5): 25,
-    (2, 4, 4): 26,
-    (2, 4, 5): 33,
-    (2, 5, 5): 40,
-    (3, 3, 3): 23,
-    (3, 3, 4): 29,
-    (3, 3, 5): 36,
-    (3, 4, 4): 38,
-    (3, 4, 5): 47,
-    (3, 5, 5): 58,
-    (4, 4, 4): 49,
-    (4, 4, 5): 61,
-    (4, 5, 5): 76,
-    (5, 5, 5): 93,
-}
-
-
 def reached_rank(shape: Shape) -> int:
-    """A rank that exact integer schemes of this shape are known to reach; m*k*n where nothing better is recorded."""
-    m, k, n = shape
-    low, mid, high = sorted(shape)
-    return _REACHED.get((low, mid, high), m * k * n)
+    """A rank that ternary schemes of this shape are known to reach; m*k*n where nothing better is listed."""
+    found = known.rank(shape, "ZT")
+    return math.prod(shape) if found is None else found.rank

@@ -16,7 +16,7 @@ from stl_search.search.numeric import batch_size, solve_approximate, solve_exact
 from stl_search.search.problem import Entry, Pool, Problem, ranks_near
 from stl_search.search.strategy import Clock, register
 
-__all__ = ["Compose", "Recipe", "best_recipe", "build", "splits"]
+__all__ = ["Compose", "Recipe", "best_recipe", "build", "promise", "splits"]
 
 Operation = Literal["kron", "sum_m", "sum_k", "sum_n"]
 _BRICK_VARIABLES = 1000  # bricks with more unknowns are not solved inside a composition
@@ -203,12 +203,12 @@ def _plan(
                 )
             else:
                 seconds = range(max(0, window.start - r1), min(v2, window.stop - 1 - r1) + 1)
-            e1 = _promise(pool, first, r1)
+            e1 = promise(pool, first, r1)
             for r2 in seconds:
                 rank = r1 * r2 if operation == "kron" else r1 + r2
                 if rank not in window or max(variables(first, r1), variables(second, r2)) > _PART_VARIABLES:
                     continue
-                e2 = _promise(pool, second, r2)
+                e2 = promise(pool, second, r2)
                 kept = (1 - e1) * (1 - e2) if operation == "kron" else ((1 - e1) * v1 + (1 - e2) * v2) / (v1 + v2)
                 near = min((rank - problem.rank) / 3, (problem.rank - rank) / 6)
                 # what is kept beyond one product's worth each, on the scale on which good recipes differ
@@ -222,7 +222,7 @@ def _plan(
     return operation, one, two
 
 
-def _promise(pool: Pool, shape: Shape, rank: int) -> float:
+def promise(pool: Pool, shape: Shape, rank: int) -> float:
     """The best E known for a part, or a hopeful guess for one that has not been solved: trying it tells."""
     volume = math.prod(shape)
     cell = pool.cell(shape, rank)

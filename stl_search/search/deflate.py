@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from stl_search.search.numeric import batch_size
 from stl_search.search.problem import Pool, Problem, ranks_near
 from stl_search.search.strategy import Clock, register
 
-__all__ = ["Deflate"]
+__all__ = ["Deflate", "settled"]
 
 _Factors = tuple[decompose.Floats, decompose.Floats, decompose.Floats]
 
@@ -49,20 +50,7 @@ class Deflate:
             noise = float(rng.choice([0.05, 0.15, 0.4])) if move == "perturb" else 0.02
             starts.append(_shaken(factors, noise, rng))
         batch: decompose.Batch = tuple(np.stack([s[i] for s in starts]) for i in range(3))  # type: ignore[assignment]
-        batch, f = decompose.refine(shape, batch, lam, 120)
-        if clock.expired():
-            keep = np.argsort(f, kind="stable")[:2]
-        else:
-            keep = np.argsort(f, kind="stable")[: size // 2]
-            batch, f = decompose.refine(shape, (batch[0][keep], batch[1][keep], batch[2][keep]), lam, 300)
-            keep = np.argsort(f, kind="stable")[:1]
-            if not clock.expired() and pool.would_take(shape, target, float(f[keep[0]]) / problem.volume):
-                # worth its last digits
-                best, f1 = decompose.refine(shape, (batch[0][keep], batch[1][keep], batch[2][keep]), lam, 1500)
-                yield decompose.scheme_of(shape, best)
-            keep = np.argsort(f, kind="stable")[1:4]
-        for i in keep:
-            yield decompose.scheme_of(shape, batch, int(i))
+        yield from settled(problem, pool, target, batch, clock)
 
     def _choose(self, problem: Problem, pool: Pool, rng: np.random.Generator) -> tuple[int, str]:
         """A rank to aim at and a move that some scheme of the pool allows, the likelier the more it promises.
@@ -121,6 +109,27 @@ def _split(factors: _Factors, rng: np.random.Generator) -> _Factors:
         np.vstack([np.delete(v, q, 0), v[q], v[q]]),
         np.vstack([np.delete(w, q, 0), w[q] / 2, w[q] / 2]),
     )
+
+
+def settled(
+    problem: Problem, pool: Pool, rank: int, batch: decompose.Batch, clock: Clock, span: Any = None
+) -> Iterator[Scheme]:
+    """A batch refined in earnest, the better half first; what the pool would take to its last digits."""
+    shape, lam, size = problem.shape, problem.lam, len(batch[0])
+    batch, f = decompose.refine(shape, batch, lam, 120, span=span)
+    if clock.expired():
+        keep = np.argsort(f, kind="stable")[:2]
+    else:
+        keep = np.argsort(f, kind="stable")[: size // 2]
+        batch, f = decompose.refine(shape, (batch[0][keep], batch[1][keep], batch[2][keep]), lam, 300, span=span)
+        keep = np.argsort(f, kind="stable")[:1]
+        if not clock.expired() and pool.would_take(shape, rank, float(f[keep[0]]) / problem.volume):
+            # worth its last digits
+            best, _ = decompose.refine(shape, (batch[0][keep], batch[1][keep], batch[2][keep]), lam, 1500, span=span)
+            yield decompose.scheme_of(shape, best)
+        keep = np.argsort(f, kind="stable")[1:4]
+    for i in keep:
+        yield decompose.scheme_of(shape, batch, int(i))
 
 
 register(Deflate())

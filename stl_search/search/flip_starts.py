@@ -18,63 +18,50 @@ import numpy.typing as npt
 
 from stl_search.errors import UsageError
 from stl_search.scheme import Shape
+from stl_search.search.symmetry_gf2 import gf2_action
 
 if TYPE_CHECKING:
     from stl_search.search.flips import Element, Group, Term
 
-__all__ = ["NAMES", "check", "fixed_part", "group_of", "orbits_of", "start"]
+__all__ = ["check", "fixed_part", "group_of", "orbits_of", "start"]
 
 Bits = npt.NDArray[np.uint64]
 
-NAMES = ("cyclic", "transpose", "reverse")
 _TRIES = 200  # of random fixed parts
 _OPTIONS = 4  # of which the one with fewest orbits is taken
 
 
 def group_of(name: str, shape: Shape) -> Group:
-    """The group over Z2 of that name (several of ``NAMES`` joined by +; none: the trivial group) on <m,k,n>.
+    """The group over Z2 of that name (see ``gf2_action``; none: the trivial group) on <m,k,n>, as walks take it.
 
-    ``cyclic``: (a, b, c) -> (b, c, a), for m = k = n. ``transpose``: (a, b, c) -> (b^T, a^T, c^T), for m = n.
-    ``reverse``: all rows and columns of all factors in reverse order. ``cyclic+transpose`` is S3, ``cyclic+reverse``
-    C3 x C2. Raises UsageError for other names and for shapes that do not allow it.
+    ``cyclic+transpose`` is S3, ``cyclic+reverse`` C3 x C2. Raises UsageError for unknown names, for shapes that do not
+    allow the group, and for groups that do not permute the products of the classical algorithm, where walks begin.
     """
-    return _group(check(name, shape), shape)
+    return _group(_sorted(name), shape)
 
 
-def check(name: str, shape: Shape) -> tuple[str, ...]:
-    """The parts of the name, sorted; raises as ``group_of`` does."""
-    m, k, n = shape
-    parts = tuple(sorted({part for part in name.split("+") if part}))
-    for part in parts:
-        if part not in NAMES:
-            raise UsageError(f"no symmetry {part!r} over Z2; known: {', '.join(NAMES)}, joined by +")
-        if part == "cyclic" and not m == k == n:
-            raise UsageError(f"symmetry cyclic needs a square shape, not <{m},{k},{n}>")
-        if part == "transpose" and m != n:
-            raise UsageError(f"symmetry transpose needs a shape <m,k,m>, not <{m},{k},{n}>")
-    return parts
+def check(name: str, shape: Shape) -> None:
+    """Raises as ``group_of`` does."""
+    _elements(_sorted(name), shape)
+
+
+def _sorted(name: str) -> str:
+    return "+".join(sorted({part for part in name.split("+") if part}))
 
 
 @cache
-def _group(names: tuple[str, ...], shape: Shape) -> Group:
+def _elements(name: str, shape: Shape) -> tuple[Element, ...]:
+    elements = gf2_action(name or "permute:()", shape).elements
+    if any((x.sum(axis=0) != 1).any() for _, maps in elements for x in maps):
+        raise UsageError(f"no walk begins under {name!r}: it does not permute the products of the classical algorithm")
+    return elements
+
+
+@cache
+def _group(name: str, shape: Shape) -> Group:
     from stl_search.search.flips import Group
 
-    m, k, n = shape
-    sizes = (m * k, k * n, n * m)
-    generators: list[Element] = []
-    for name in names:
-        if name == "cyclic":
-            generators.append(((2, 0, 1), tuple(np.eye(s, dtype=np.int64) for s in sizes)))  # type: ignore[arg-type]
-        elif name == "transpose":
-            generators.append(((1, 0, 2), (_flip(m, k), _flip(k, n), _flip(n, m))))
-        else:  # reverse
-            generators.append(((0, 1, 2), tuple(np.eye(s, dtype=np.int64)[::-1] for s in sizes)))  # type: ignore[arg-type]
-    return Group.generated(generators, sizes)
-
-
-def _flip(rows: int, cols: int) -> Any:
-    """The permutation matrix that carries a flat rows x cols matrix to its flat transpose."""
-    return np.eye(rows * cols, dtype=np.int64)[np.arange(rows * cols).reshape(rows, cols).T.ravel()]
+    return Group.of(_elements(name, shape))
 
 
 def orbits_of(terms: Bits, group: Group) -> tuple[Bits, Bits] | None:
@@ -115,14 +102,14 @@ def start(name: str, shape: Shape, rank: int, rng: np.random.Generator) -> tuple
 def fixed_part(name: str, shape: Shape, rank: int, rng: np.random.Generator) -> list[Term]:
     """Random fixed terms for the group of that name, such that the tensor without them is a sum of orbits."""
     group = group_of(name, shape)
-    names = set(name.split("+"))
+    names = set(_sorted(name).split("+"))
     likely: list[Term] | None = None
     for _ in range(_TRIES):
         if names == {"transpose"}:
             fixed = _under_transposition(shape, rank, rng)
         elif names == {"cyclic", "transpose"}:
             fixed = _under_s3(shape[0], rng)
-        elif "cyclic" in names and "transpose" not in names:
+        elif names in ({"cyclic"}, {"cyclic", "reverse"}):
             fixed = _cubes(shape[0], "reverse" in names, rng)
         else:
             break

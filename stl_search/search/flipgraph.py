@@ -6,7 +6,8 @@ walks last, and what becomes of what they meet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,12 +30,15 @@ Bits = npt.NDArray[np.uint64]
 
 MAX_SIDE = 8  # a factor of 8 x 8 entries fills a word
 _SHARE = 300.0  # of the jobs: others take a minute each at sizes where this one is done in seconds, and answers wait
-_FLIPS = 20_000_000  # of a job: a second or two
+_FLIPS = 60_000_000  # of a job at most: a few seconds
+_IDLE = 12_000_000  # of them without a lower rank end a job
 _CHUNK = 2_000_000  # between two looks at the clock
 _GROWTH = 2_000_000  # for each shape on the way from a small one
+_BEST = 6  # schemes of the pool among which one is chosen
 _BASES = 3  # in which a scheme is lifted
 _LIFTS = 6  # attempts a job, each on another scheme of the rank
 _BETWEEN_LIFTS = 100_000  # flips
+_TERNARY = 0.1  # of the jobs without symmetry, where the ring is not Z2
 _SYMMETRIES = {"cyclic": 8, "cyclic+reverse": 1, "transpose": 0.5, "reverse": 0.5}  # how often each is drawn
 
 
@@ -83,18 +87,25 @@ class FlipGraph:
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
         shape, target = problem.shape, problem.rank
         symmetry = problem.symmetry or _drawn(shape, rng)
+        if not symmetry and problem.ring != "Z2" and rng.random() < _TERNARY:
+            yield from self._ternary(problem, pool, rng, clock)
+            return
         if symmetry:
             walk = self._symmetric(problem, symmetry, pool, rng)
-            patience = int(10 ** rng.uniform(3.3, 4.7))
-            margin = walk.group.order * int(rng.integers(1, 3))
+            patience = int(10 ** rng.uniform(3.5, 5.0))
+            margin = walk.group.order * int(rng.choice([1, 2, 4]))
         else:
-            walk = self._plain(problem, pool, rng, clock)
-            patience, margin = int(10 ** rng.uniform(3.0, 5.0)), int(rng.choice([2, 3]))
-        done = lifts = 0
-        while done < _FLIPS and not clock.expired():
+            walk = yield from self._plain(problem, pool, rng, clock)
+            patience, margin = int(10 ** rng.uniform(3.0, 4.7)), int(rng.choice([1, 2, 2, 3]))
+        done = lifts = idle = 0
+        lowest = walk.best_rank
+        while done < _FLIPS and idle < _IDLE and not clock.expired():
             goal = 0 if lifts else target
             chunk = _BETWEEN_LIFTS if lifts else _CHUNK
-            done += max(1, walk.run(min(chunk, _FLIPS - done), patience, margin, goal))
+            made = max(1, walk.run(min(chunk, _FLIPS - done), patience, margin, goal))
+            done += made
+            idle = 0 if walk.best_rank < lowest else idle + made
+            lowest = walk.best_rank
             if walk.rank <= target:
                 found = _answer(problem, scheme_of(shape, walk.terms()), rng)
                 if found is not None:
@@ -113,39 +124,94 @@ class FlipGraph:
 
         group = flip_starts.group_of(symmetry, problem.shape)
         if rng.random() < 0.5:
-            known = [flip_starts.orbits_of(terms_of(s), group) for s in _material(problem, pool)]
-            kept = [k for k in known if k is not None and len(k[0])]
+            kept = []
+            for scheme in _material(pool, problem.shape):
+                known = flip_starts.orbits_of(terms_of(scheme), group)
+                if known is not None and len(known[0]):
+                    kept.append(known)
+                if len(kept) == _BEST:
+                    break
             if kept:
                 return Walk(*kept[int(rng.integers(len(kept)))], group, rng)
         return Walk(*flip_starts.start(symmetry, problem.shape, problem.rank, rng), group, rng)
 
-    def _plain(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Walk:
-        """A scheme of the pool, the classical algorithm, or one grown side by side from a smaller shape."""
+    def _plain(
+        self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock
+    ) -> Generator[Scheme, None, Walk]:
+        """A scheme of the pool, the classical algorithm, or one grown side by side from a smaller shape.
+
+        On the way up schemes of the smaller shapes are yielded, and better ones that the pool has are gone on with.
+        """
         from stl_search.search.flips import Walk
 
         none, alone = np.zeros((0, 3), dtype=np.uint64), flip_starts.group_of("", problem.shape)
         choice = rng.random()
-        known = _material(problem, pool)
+        known = _material(pool, problem.shape)[:_BEST]
         if choice < 0.4 and known:
             return Walk(terms_of(known[int(rng.integers(len(known)))]), none, alone, rng)
-        if choice < 0.7:
+        if choice < 0.44:
             return Walk(terms_of(transform.classical(problem.shape, "Z2")), none, alone, rng)
         m, k, n = problem.shape
         grown = (min(2, m), min(2, k), min(2, n))
         scheme = transform.classical(grown, "Z2")
-        while True:
+        while grown != problem.shape and not clock.expired():
+            best = _material(pool, grown)[:_BEST]
+            if best and best[0].rank < scheme.rank:
+                scheme = best[int(rng.integers(sum(s.rank == best[0].rank for s in best)))]
             walk = Walk(terms_of(scheme), none, alone, rng)
-            if grown == problem.shape or clock.expired():
-                break
             walk.run(_GROWTH, 5000, 2)
+            scheme = scheme_of(grown, walk.terms(best=True))
+            if not best or scheme.rank <= best[0].rank:
+                yield scheme
             sides = [i for i in range(3) if grown[i] < problem.shape[i]]
             side = sides[int(rng.integers(len(sides)))]
-            scheme = scheme_of(grown, walk.terms(best=True))
             grown = (grown[0] + (side == 0), grown[1] + (side == 1), grown[2] + (side == 2))
             scheme = transform.extend(scheme, grown)
         return Walk(terms_of(transform.extend(scheme, problem.shape)), none, alone, rng)
 
+    def _ternary(
+        self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock
+    ) -> Generator[Scheme, None, None]:
+        """A walk over {-1, 0, 1}, from the pool, the classical algorithm or smaller shapes: finds need no lift."""
+        from stl_search.search.flips_ternary import TernaryWalk
 
+        shape, choice, patience = problem.shape, rng.random(), int(10 ** rng.uniform(4.5, 5.5))
+        known = _ternary_entries(pool, shape)
+        if choice < 0.4 and known:
+            scheme = known[int(rng.integers(len(known)))]
+        else:
+            m, k, n = shape if choice < 0.5 else (min(2, side) for side in shape)
+            scheme = transform.classical((m, k, n), "ZT")
+        while scheme.shape != shape and not clock.expired():
+            best = _ternary_entries(pool, scheme.shape)
+            if best and best[0].rank < scheme.rank:
+                scheme = best[int(rng.integers(sum(s.rank == best[0].rank for s in best)))]
+            walk = TernaryWalk(scheme, rng)
+            walk.run(_GROWTH, patience, 2)
+            scheme = walk.scheme(best=True)
+            if not best or scheme.rank <= best[0].rank:
+                yield scheme
+            sides = [i for i in range(3) if scheme.shape[i] < shape[i]]
+            grown = list(scheme.shape)
+            grown[sides[int(rng.integers(len(sides)))]] += 1
+            scheme = transform.extend(scheme, grown)
+        walk = TernaryWalk(transform.extend(scheme, shape), rng)
+        margin, done = int(rng.choice([2, 3])), 0
+        while done < _FLIPS and walk.best_rank > problem.rank and not clock.expired():
+            done += max(1, walk.run(min(_CHUNK, _FLIPS - done), patience, margin, problem.rank))
+        scheme = walk.scheme(best=True)
+        if first_failure(scheme):
+            raise AssertionError("a walk left the matmul tensor; this is a bug")
+        yield scheme
+
+
+def _ternary_entries(pool: Pool, shape: Shape) -> list[Scheme]:
+    """Some schemes over ZT of the pool, lowest ranks first."""
+    cells = (pool.cell(shape, rank) for rank in pool.ranks(shape))
+    return [e.scheme for cell in cells for e in cell if e.scheme.ring.name == "ZT"][:_BEST]
+
+
+@cache
 def _allowed(symmetry: str, shape: Shape) -> bool:
     """Whether there are walks with this symmetry on this shape."""
     try:
@@ -158,21 +224,16 @@ def _allowed(symmetry: str, shape: Shape) -> bool:
 def _drawn(shape: Shape, rng: np.random.Generator) -> str:
     """The symmetry of a job that was asked for none: often one on square shapes, seldom elsewhere, mostly empty."""
     square = len(set(shape)) == 1
-    if rng.random() >= (0.5 if square else 0.1):
+    if rng.random() >= (0.5 if square else 0.05):
         return ""
     choices = [name for name in _SYMMETRIES if _allowed(name, shape)]
     weights = np.array([_SYMMETRIES[name] for name in choices])
     return str(rng.choice(choices, p=weights / weights.sum()))
 
 
-def _material(problem: Problem, pool: Pool) -> list[Scheme]:
-    """The Z2 schemes of the pool to walk from: those of the lowest ranks, a few at least."""
-    found: list[Scheme] = []
-    for rank in pool.material_ranks(problem.shape):
-        found += pool.material(problem.shape, rank)
-        if len(found) >= 4:
-            break
-    return found
+def _material(pool: Pool, shape: Shape) -> list[Scheme]:
+    """The Z2 schemes of the pool to walk from, lowest ranks first."""
+    return [scheme for rank in pool.material_ranks(shape) for scheme in pool.material(shape, rank)]
 
 
 def _answer(problem: Problem, scheme: Scheme, rng: np.random.Generator) -> Scheme | None:

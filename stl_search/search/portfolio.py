@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from stl_search import __version__, score, transform, verify
 from stl_search.catalog import store
 from stl_search.errors import CatalogError, StlError, UsageError
 from stl_search.scheme import MAX_TENSOR, Scheme, Shape
-from stl_search.search import bounds, strategy
+from stl_search.search import bounds, neighbours, strategy
 from stl_search.search.compose import splits
 from stl_search.search.journal import Journal, decode, encode
 from stl_search.search.problem import Entry, Pool, Problem, cost
@@ -66,7 +66,7 @@ class Result:
     jobs: int
     reason: str = ""
     catalog_better: dict[str, Any] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    flips: int = 0  # made by strategies that count them
 
     @property
     def exit_code(self) -> int:
@@ -105,6 +105,7 @@ class Result:
             "strategy": self.strategy,
             "seconds": round(self.seconds, 3),
             "jobs": self.jobs,
+            "flips": self.flips,
             "floor": None if self.problem.exact else self.floor,
             "line": None if self.problem.exact else self.line,
             "truncation": self.truncation,
@@ -126,6 +127,7 @@ def discover(
     strategies: Iterable[str] = (),
     symmetry: str | None = None,
     starts: str = "none",
+    given: Iterable[Scheme] = (),
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -136,9 +138,11 @@ def discover(
     The budget is ``time`` seconds of wall clock (60 unless ``steps`` is given) or ``steps`` jobs; with steps, the same
     seed and workers give the same file. The winner goes through ``catalog.add`` to ``out`` (default: the user's
     catalog), where the journal of the run is kept too, so that an interrupted search goes on when called again;
-    ``fresh`` starts anew. ``starts`` none, shipped or catalog says which known schemes may be built upon. ``symmetry``
-    (``cyclic``, ``transpose``, the name of a group, or several joined by ``+``) limits the search to schemes that the
-    group leaves invariant (over exact rings: that a conjugate of it in GL x GL x GL does).
+    ``fresh`` starts anew. ``starts`` none, shipped or catalog says which known schemes may be built upon; those of
+    ``given`` may be too (they should lie in a catalog, since the recorded command names them by id). An exact search
+    also begins from what can be made of them, see ``neighbours``. ``symmetry`` (``cyclic``, ``transpose``, the name of
+    a group, or several joined by ``+``) limits the search to schemes that the group leaves invariant (over exact
+    rings: that a conjugate of it in GL x GL x GL does).
 
     Raises UsageError for what makes no sense; returns a Result, found or not.
     """
@@ -167,12 +171,15 @@ def discover(
     if rank > problem.volume:  # more products than the classical algorithm has are never needed
         problem = dataclasses.replace(problem, rank=problem.volume)
     strategy.suitable(problem, Pool(problem))
-    known = _starts(problem)
+    sources = sorted({s.id: s for s in given}.values(), key=lambda s: s.id)
+    held, known = _starts(problem, sources)
     header: dict[str, Any] = {"search": problem.key(workers, __version__), "version": __version__}
     if known:  # other starts, another search: a journal that began from others is not gone on with
         header["starts"] = sorted(s.id for s in known)
     with Journal(folder / ".journal" / header["search"], header, fresh) as journal:
         run = _Run(problem, workers, time, steps, journal, known, progress)
+        run.start_ids = [*(s.id for s in sources), *held]
+        run.named = [s.id for s in sources]
         result = run.finish(run.search(), folder)
         journal.append({"finished": result.to_json()})
     return result
@@ -207,13 +214,13 @@ class _Run:
         self.progress = progress
         self.lag = 2 * workers
         self.pool = Pool(problem)
-        self.start_ids: list[str] = []
+        self.start_ids: list[str] = []  # of what the search began from, and those of them that its command names
+        self.named: list[str] = []
         self.initial: list[dict[str, Any]] = []
         for scheme in starts:
             entry = Entry(cost(problem, scheme), scheme.id, scheme, "start")
             if self.pool.add(entry):
                 self.initial.append(_message(entry))
-                self.start_ids.append(scheme.id)
         # known to this process alone, so that jobs are the same with and without
         if problem.volume <= problem.rank:
             self.pool.add(_entry(problem, transform.classical(problem.shape), "classical"))
@@ -223,6 +230,7 @@ class _Run:
         self.extras: list[dict[str, Any]] = []  # answers that the clock cut short: finds, but no part of the sequence
         self.origin: dict[str, int] = {}
         self.failures: list[str] = []
+        self.flips = 0
         self.spent = 0.0
         try:
             for line in journal.lines:
@@ -235,6 +243,7 @@ class _Run:
 
     def _take(self, answer: dict[str, Any]) -> None:
         """File an answer: under its job, or among the extras where the clock cut the job short."""
+        self.flips += int(answer.get("flips", 0))
         if answer.get("cut"):
             self.extras.append(answer)
         else:
@@ -358,8 +367,9 @@ class _Run:
         if best is None:
             ranks = self.pool.ranks(problem.shape)
             seen = f"; smallest rank met: {ranks[0]}" if problem.exact and ranks else ""
-            reason = f"not found after {jobs} jobs in {seconds:.1f} s{seen}"
-            return Result(False, problem, None, None, None, None, None, None, seconds, jobs, reason)
+            tried = f"{jobs} jobs" + (f" and {self.flips} flips" if self.flips else "")
+            reason = f"not found after {tried} in {seconds:.1f} s{seen}"
+            return Result(False, problem, None, None, None, None, None, None, seconds, jobs, reason, flips=self.flips)
         scheme = best.scheme if best.scheme.ring.exact else self._polished(best.scheme)
         if problem.ring == "Z2":
             scheme = transform.to_ring(scheme, "Z2")
@@ -449,6 +459,8 @@ class _Run:
             words += ["--symmetry", p.symmetry]
         if p.starts != "none":
             words += ["--starts", p.starts]
+        for name in self.named:
+            words += ["--start", name[:16]]
         return " ".join(words)
 
 
@@ -519,24 +531,50 @@ class _Worker:
                     pipe.close()
 
 
-def _starts(problem: Problem) -> list[Scheme]:
-    """Known schemes of the shape near the rank, and of the shapes that a composition needs."""
-    if problem.starts == "none":
-        return []
-    dirs = [store.shipped_dir()] if problem.starts == "shipped" else None
-    wanted: set[Shape] = {problem.shape}
-    for _, first, second in splits(problem.shape):
-        wanted |= {first, second}
+def _starts(problem: Problem, given: list[Scheme]) -> tuple[list[str], list[Scheme]]:
+    """(ids of catalog entries, schemes to begin from): known ones of the shape near the rank and of shapes that a
+    composition needs; where an exact scheme is asked for, also neighbours, what can be made of all these, and their
+    residues modulo 2, from which flip graphs set out.
+    """
+    held: dict[tuple[str, Shape], Scheme] = {}
+    if problem.starts != "none":
+        dirs = [store.shipped_dir()] if problem.starts == "shipped" else None
+        wanted: set[Shape] = {problem.shape}
+        for _, first, second in splits(problem.shape):
+            wanted |= {first, second}
+        if problem.exact:
+            wanted |= {_moved(problem.shape, side, step) for side in range(3) for step in (-1, 1)}
+        for shape in sorted(wanted):
+            for entry in store.candidates(shape, dirs=dirs):
+                if shape == problem.shape and not -8 <= entry.rank - problem.rank <= 12:
+                    continue
+                with contextlib.suppress(StlError):  # a broken entry is no reason not to search
+                    held[entry.id, shape] = store.scheme_of(entry, shape)
+    sources = [*given, *held.values()]
+    found = _over(problem.ring, sources)
+    if problem.exact:
+        found += [made.scheme for made in neighbours.derived(problem.shape, found)]
+        if problem.ring != "Z2":
+            residues = _over("Z2", sources)
+            found += residues + [made.scheme for made in neighbours.derived(problem.shape, residues)]
+    return sorted({name for name, _ in held}), found
+
+
+def _over(ring: str, schemes: Iterable[Scheme]) -> list[Scheme]:
+    """Those of the schemes that hold over the ring that is searched, as schemes over it."""
     found = []
-    for shape in sorted(wanted):
-        for entry in store.candidates(shape, dirs=dirs):
-            if shape == problem.shape and not -8 <= entry.rank - problem.rank <= 12:
-                continue
-            with contextlib.suppress(StlError):  # a broken entry is no reason not to search
-                scheme = _usable(store.scheme_of(entry, shape), problem.ring)
-                if scheme is not None:
-                    found.append(scheme)
+    for scheme in schemes:
+        with contextlib.suppress(StlError):
+            usable = _usable(scheme, ring)
+            if usable is not None:
+                found.append(usable)
     return found
+
+
+def _moved(shape: Shape, side: int, step: int) -> Shape:
+    """The shape with one side longer or shorter by one, never shorter than 1."""
+    m, k, n = (max(1, s + step) if i == side else s for i, s in enumerate(shape))
+    return m, k, n
 
 
 def _usable(scheme: Scheme, ring: str) -> Scheme | None:

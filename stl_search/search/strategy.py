@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from stl_search.errors import UsageError
+from stl_search.errors import StlError, UsageError
 from stl_search.scheme import Scheme
 from stl_search.search.problem import Pool, Problem
 
@@ -25,12 +25,17 @@ class Clock:
     def __init__(self, seconds: float | None = None) -> None:
         self.deadline = None if seconds is None else time.monotonic() + seconds
         self.cut = False  # whether a job was told to stop: what it found then depends on the speed of the machine
+        self.flips = 0  # how much was tried, for strategies that count it
 
     def expired(self) -> bool:
         """Whether the job should return now."""
         late = self.deadline is not None and time.monotonic() >= self.deadline
         self.cut = self.cut or late
         return late
+
+    def count(self, flips: int) -> None:
+        """Say that so many more flips were made: a search that finds nothing tells how many it tried."""
+        self.flips += flips
 
 
 class Strategy(Protocol):
@@ -81,8 +86,18 @@ def suitable(problem: Problem, pool: Pool) -> list[tuple[Strategy, float]]:
     chosen = [get(name) for name in (sorted(problem.strategies) or names())]
     if problem.symmetry:
         chosen = [s for s in chosen if getattr(s, "symmetric", False)]
-    weighted = [(s, s.weight(problem, pool)) for s in chosen]
-    found = [(s, w) for s, w in weighted if w > 0]
+    found: list[tuple[Strategy, float]] = []
+    refused: StlError | None = None
+    for one in chosen:
+        try:
+            weight = one.weight(problem, pool)
+        except StlError as error:  # a symmetry that this strategy does not know, and another one may
+            refused = refused or error
+            continue
+        if weight > 0:
+            found.append((one, weight))
+    if not found and refused is not None:
+        raise refused
     if not found:
         what = f"<{','.join(map(str, problem.shape))}> over {problem.ring}"
         what += f" with symmetry {problem.symmetry}" if problem.symmetry else ""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -24,9 +24,12 @@ import scipy.sparse
 from stl_search.errors import UsageError
 from stl_search.scheme import Shape
 
-__all__ = ["Action", "Element", "OrbitType", "action", "orbit_types", "span"]
+__all__ = ["Action", "Element", "OrbitType", "action", "form", "orbit_types", "span"]
 
 Reals = npt.NDArray[Any]
+Signs = tuple[int, int, int]
+
+_PATTERNS: tuple[Signs, ...] = ((1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1))
 _MAX_ORDER = 96  # of an action: more is of no use for schemes of the sizes searched here
 
 
@@ -62,27 +65,18 @@ class Action:
         """The number of elements."""
         return len(self.elements)
 
+    @cached_property
+    def group(self) -> Any:
+        """The abstract group, a ``stl_search.groups.Group`` with the same numbering."""
+        from stl_search import groups
+
+        return groups.Group(self.table, name=self.name)
+
     def subgroups(self) -> list[tuple[int, ...]]:
-        """All subgroups with at most two generators, up to conjugacy, smallest first; sorted element indices."""
-        found: dict[frozenset[int], None] = {}
-        for a, b in itertools.combinations_with_replacement(range(self.order), 2):
-            group = self._closure((a, b))
-            conjugates = {
-                frozenset(self.table[self.table[g][h]][self._inverse(g)] for h in group) for g in range(self.order)
-            }
-            if not any(c in found for c in conjugates):
-                found[group] = None
-        return sorted((tuple(sorted(g)) for g in found), key=lambda g: (len(g), g))
+        """All subgroups up to conjugacy, smallest first; sorted element indices."""
+        from stl_search import groups
 
-    def _closure(self, generators: tuple[int, ...]) -> frozenset[int]:
-        group, front = {0}, [0]
-        while front:
-            front = [x for x in {self.table[a][g] for a in front for g in generators} if x not in group]
-            group.update(front)
-        return frozenset(group)
-
-    def _inverse(self, g: int) -> int:
-        return self.table[g].index(0)
+        return [same[0] for same in groups.subgroup_classes(self.group)]
 
 
 def _flip(rows: int, cols: int) -> Reals:
@@ -96,11 +90,15 @@ def _cyclic(shape: Shape) -> Element:
     return Element((1, 2, 0), (np.eye(n * n), _flip(n, n), _flip(n, n)))
 
 
+def form(side: int, minus: int) -> Reals:
+    """(side,): the diagonal of D in ``transpose:P``: ``minus`` last entries -1 (all where that is more), else 1."""
+    return np.where(np.arange(side) < side - minus, 1.0, -1.0)
+
+
 def _transposition(shape: Shape, minus: int) -> Element:
     """(u, v, w) -> (D v^T D, D u^T D, D w^T D): C^T = B^T A^T, for <m,k,m>; D has ``minus`` last entries -1, else 1."""
     m, k, n = shape
-    signs = {side: np.diag([1.0] * (side - min(minus, side)) + [-1.0] * min(minus, side)) for side in shape}
-    twist = _linear(signs[m], signs[k], signs[n])
+    twist = _linear(*(np.diag(form(side, minus)) for side in shape))
     return twist @ Element((1, 0, 2), (_flip(k, n), _flip(m, k), _flip(m, n)))
 
 
@@ -169,85 +167,151 @@ def action(name: str, shape: Shape) -> Action:
         else:
             generators += _represented(part, shape)
     identity = _linear(np.eye(m), np.eye(k), np.eye(n))
-    elements, index = [identity], {identity.key(): 0}
-    for element in elements:  # grows while it is read: breadth first
-        for g in generators:
+    elements, index, born = (
+        [identity],
+        {identity.key(): 0},
+        [(0, 0)],
+    )  # born: element b is generator b[0] @ element b[1]
+    left: list[list[int]] = [[] for _ in generators]  # left[g][a]: the index of generator g @ element a
+    for a, element in enumerate(elements):  # grows while it is read: breadth first
+        for i, g in enumerate(generators):
             product = g @ element
-            if product.key() not in index:
-                index[product.key()] = len(elements)
+            place = index.setdefault(product.key(), len(elements))
+            left[i].append(place)
+            if place == len(elements):
                 elements.append(product)
+                born.append((i, a))
                 if len(elements) > _MAX_ORDER:
                     raise UsageError(f"symmetry {name!r} generates more than {_MAX_ORDER} elements")
-    table = tuple(tuple(index[(a @ b).key()] for b in elements) for a in elements)
-    return Action(name, shape, tuple(elements), table)
+    table = [tuple(range(len(elements)))]
+    for i, a in born[1:]:
+        table.append(tuple(left[i][b] for b in table[a]))
+    return Action(name, shape, tuple(elements), tuple(table))
 
 
 @dataclass(frozen=True, eq=False)
 class OrbitType:
     """Orbits of ``size`` terms whose representative is fixed by ``stabiliser`` up to signs.
 
-    ``basis`` (mk + kn + mn, d): the space of representatives (u, v, w) flat, one after the other; ``cosets``: an
-    element of the action for every term of the orbit.
+    ``basis`` (mk + kn + mn, d): the space of representatives (u, v, w) flat, one after the other; ``images`` (size,
+    mk, d), (size, kn, d), (size, mn, d): from coordinates in it to the factors of every term of the orbit.
     """
 
     size: int
     stabiliser: tuple[int, ...]
     basis: Reals
-    cosets: tuple[int, ...]
+    images: tuple[Reals, Reals, Reals]
+    key: tuple[int, int]  # by which kinds are sorted: large orbits first, then as they are listed
 
 
 @cache
 def orbit_types(group: Action) -> tuple[OrbitType, ...]:
-    """The kinds of orbit: conjugacy classes of stabilisers (of at most two generators) and the signs of each one."""
-    m, k, n = group.shape
-    sizes = (m * k, k * n, m * n)
-    ends = np.cumsum([0, *sizes])
+    """The kinds of orbit: stabilisers and their signs, up to conjugacy, that some term has as its whole stabiliser.
+
+    An element h of the stabiliser multiplies the factors of the representative by signs s(h), whose product is 1.
+    Signs that arise from each other by changing the signs of the factors, or by an element that normalises the
+    stabiliser, are of one kind.
+    """
     found: list[OrbitType] = []
     for subgroup in group.subgroups():
-        cosets, seen = [], set[int]()
-        for g in range(group.order):
-            if g not in seen:
-                cosets.append(g)
-                seen |= {group.table[g][h] for h in subgroup}
-        generators = _generating(group, subgroup)
-        for signs in itertools.product(*(_sign_patterns(group.elements[h]) for h in generators)):
-            rows = []
-            for h, pattern in zip(generators, signs, strict=True):
-                element = group.elements[h]
-                block = np.zeros((ends[-1], ends[-1]))
-                for i, (slot, matrix) in enumerate(zip(element.slots, element.maps, strict=True)):
-                    block[ends[i] : ends[i + 1], ends[slot] : ends[slot + 1]] += matrix
-                    block[ends[i] : ends[i + 1], ends[i] : ends[i + 1]] -= pattern[i] * np.eye(sizes[i])
-                rows.append(block)
-            basis = scipy.linalg.null_space(np.vstack(rows)) if rows else np.eye(ends[-1])
-            parts = [basis[ends[i] : ends[i + 1]] for i in range(3)]
-            if basis.shape[1] and all(np.abs(p).max(initial=0.0) > 1e-9 for p in parts):
-                found.append(OrbitType(len(cosets), subgroup, basis, tuple(cosets)))
+        for signs in _signs(group, subgroup):
+            basis = _fixed_space(group, signs)
+            if basis is not None and _stabiliser(group, basis) == subgroup:
+                images = _images(group, subgroup, basis)
+                size = len(images[0])
+                found.append(OrbitType(size, subgroup, basis, images, (-size, len(found))))
     return tuple(found)
 
 
-def _generating(group: Action, subgroup: tuple[int, ...]) -> tuple[int, ...]:
-    """One or two elements that generate a subgroup (none for the trivial one)."""
-    if len(subgroup) == 1:
-        return ()
-    for count in (1, 2):
-        for chosen in itertools.combinations(subgroup, count):
-            if group._closure(chosen) == frozenset(subgroup):
-                return chosen
-    return subgroup
+def _signs(group: Action, subgroup: tuple[int, ...]) -> list[dict[int, Signs]]:
+    """The ways s in which a subgroup may multiply the factors of a term that it fixes, one of each kind.
 
-
-def _sign_patterns(element: Element) -> list[tuple[int, int, int]]:
-    """The signs (product 1) with which an element may fix a term.
-
-    Where it rotates the factors, or exchanges two and is an involution, they can be scaled away.
+    They satisfy s(gh)[i] = s(g)[i] s(h)[slots of g at i].
     """
-    rotates = element.slots in ((1, 2, 0), (2, 0, 1))
-    square = element @ element
-    involution = square.slots == (0, 1, 2) and all(np.abs(m - np.eye(len(m))).max() < 1e-6 for m in square.maps)
-    if rotates or (element.slots != (0, 1, 2) and involution):
-        return [(1, 1, 1)]
-    return [(1, 1, 1), (1, -1, -1), (-1, 1, -1), (-1, -1, 1)]
+    from stl_search.groups.subgroups import as_generators, normalizer
+
+    slots = [e.slots for e in group.elements]
+    generators = as_generators(group.group, subgroup)
+    normal = normalizer(group.group, subgroup)
+    inverse = group.group.inverse
+    found: list[dict[int, Signs]] = []
+    known: set[tuple[Signs, ...]] = set()
+    for chosen in itertools.product(_PATTERNS, repeat=len(generators)):
+        signs = _extended(group, dict(zip(generators, chosen, strict=True)))
+        if signs is None or tuple(signs[h] for h in subgroup) in known:
+            continue
+        found.append(signs)
+        for g in normal:
+            moved = [signs[group.table[group.table[inverse[g]][h]][g]] for h in subgroup]
+            moved = [(s[slots[g][0]], s[slots[g][1]], s[slots[g][2]]) for s in moved]
+            for d in _PATTERNS:
+                gauged = (
+                    tuple(s[i] * d[i] * d[slots[h][i]] for i in range(3)) for h, s in zip(subgroup, moved, strict=True)
+                )
+                known.add(tuple(gauged))  # type: ignore[arg-type]
+    return found
+
+
+def _extended(group: Action, signs: dict[int, Signs]) -> dict[int, Signs] | None:
+    """The signs of all elements that some generate, from theirs; None where they contradict each other."""
+    found: dict[int, Signs] = {0: (1, 1, 1)}
+    front = [0]
+    for h in front:  # grows while it is read
+        for g, s in signs.items():
+            x, y, z = (s[i] * found[h][group.elements[g].slots[i]] for i in range(3))
+            product = group.table[g][h]
+            if product not in found:
+                front.append(product)
+            if found.setdefault(product, (x, y, z)) != (x, y, z):
+                return None
+    return found
+
+
+def _fixed_space(group: Action, signs: dict[int, Signs]) -> Reals | None:
+    """Orthonormal columns: the (u, v, w) that the elements multiply by these signs; None where a factor must vanish.
+
+    It is the image of the mean of all h with their signs, an orthogonal projection. Each column is zero outside the
+    factors that the elements exchange with each other.
+    """
+    m, k, n = group.shape
+    ends = np.cumsum([0, m * k, k * n, m * n])
+    mean = np.zeros((ends[-1], ends[-1]))
+    for h, s in signs.items():
+        element = group.elements[h]
+        for i, (slot, matrix) in enumerate(zip(element.slots, element.maps, strict=True)):
+            mean[ends[i] : ends[i + 1], ends[slot] : ends[slot + 1]] += s[i] * matrix / len(signs)
+    columns = []
+    for slots in {tuple(sorted({group.elements[h].slots[i] for h in signs})) for i in range(3)}:
+        rows = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in slots])
+        values, vectors = np.linalg.eigh(mean[np.ix_(rows, rows)])
+        block = np.zeros((ends[-1], int((values > 0.5).sum())))
+        block[rows] = vectors[:, values > 0.5]
+        if not block.shape[1]:
+            return None
+        columns.append((slots, block))
+    return np.hstack([block for _, block in sorted(columns, key=lambda c: c[0])])
+
+
+def _images(group: Action, subgroup: tuple[int, ...], basis: Reals) -> tuple[Reals, Reals, Reals]:
+    """See ``OrbitType``: the images of the basis under an element of each coset of the stabiliser."""
+    m, k, n = group.shape
+    parts = np.split(basis, np.cumsum([m * k, k * n]))
+    cosets = sorted({min(group.table[g][h] for h in subgroup) for g in range(group.order)})
+    moved = [[e.maps[i] @ parts[e.slots[i]] for e in (group.elements[g] for g in cosets)] for i in range(3)]
+    return np.stack(moved[0]), np.stack(moved[1]), np.stack(moved[2])
+
+
+def _stabiliser(group: Action, basis: Reals) -> tuple[int, ...]:
+    """The elements that fix the term (u, v, w) of a generic vector of a space."""
+    m, k, n = group.shape
+    generic = basis @ np.random.default_rng(0).standard_normal(basis.shape[1])
+    factors = np.split(generic, np.cumsum([m * k, k * n]))
+    fixing = []
+    for g, element in enumerate(group.elements):
+        sizes = [x @ (e @ factors[s]) for x, s, e in zip(factors, element.slots, element.maps, strict=True)]
+        if np.prod(sizes) > (1 - 1e-6) * np.prod([x @ x for x in factors]):
+            fixing.append(g)
+    return tuple(fixing)
 
 
 def span(group: Action, kinds: list[OrbitType]) -> scipy.sparse.csr_matrix:
@@ -256,22 +320,17 @@ def span(group: Action, kinds: list[OrbitType]) -> scipy.sparse.csr_matrix:
     Terms stand orbit by orbit; P is the sum of the dimensions of the representatives' spaces.
     """
     m, k, n = group.shape
-    sizes = (m * k, k * n, m * n)
     rank = sum(kind.size for kind in kinds)
-    starts = np.cumsum([0, *(rank * s for s in sizes)])
-    ends = np.cumsum([0, *sizes])
+    starts = np.cumsum([0, rank * m * k, rank * k * n, rank * m * n])
     columns = np.cumsum([0, *(kind.basis.shape[1] for kind in kinds)])
     data, row, col = [], [], []
     term = 0
     for kind, left in zip(kinds, columns, strict=False):
-        for g in kind.cosets:
-            element = group.elements[g]
-            for i, (slot, matrix) in enumerate(zip(element.slots, element.maps, strict=True)):
-                dense = matrix @ kind.basis[ends[slot] : ends[slot + 1]]
-                at, across = np.nonzero(np.abs(dense) > 1e-14)
-                data.append(dense[at, across])
-                row.append(at + starts[i] + term * sizes[i])
-                col.append(across + left)
-            term += 1
+        for start, images in zip(starts, kind.images, strict=False):
+            q, at, across = np.nonzero(np.abs(images) > 1e-14)
+            data.append(images[q, at, across])
+            row.append(start + (term + q) * images.shape[1] + at)
+            col.append(across + left)
+        term += kind.size
     shape = (int(starts[-1]), int(columns[-1]))
     return scipy.sparse.csr_matrix((np.concatenate(data), (np.concatenate(row), np.concatenate(col))), shape=shape)

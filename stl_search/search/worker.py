@@ -62,6 +62,10 @@ def _sparser(problem: Problem, scheme: Scheme, rng: np.random.Generator) -> Sche
 
 def polished(problem: Problem, scheme: Scheme) -> Scheme:
     """The same local optimum to its last digits."""
+    if problem.symmetry:
+        from stl_search.search import orbit
+
+        return orbit.polished(problem, scheme)
     start = decompose.batch_of([scheme])
     steps = min(2000, 10_000_000 // sum(f.size for f in start))
     refined, _ = decompose.refine(problem.shape, start, problem.lam, steps, tolerance=1e-12)
@@ -114,6 +118,8 @@ def main() -> None:
         schemes = [{"add": encode(e.scheme), "cost": e.cost, "id": e.id, "strategy": e.strategy} for e in found]
         seconds = time.monotonic() - started
         answer = {"job": message["job"], "strategy": name, "seconds": round(seconds, 3), "schemes": schemes}
+        if clock.flips:
+            answer["flips"] = clock.flips
         _send(out, {**answer, "cut": True} if clock.cut else answer)
 
 
