@@ -175,7 +175,8 @@ def main() -> None:
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: one a core]")
 @click.option("--strategy", "strategies", multiple=True, metavar="NAME", help="Only these; may be repeated.")
 @click.option(
-    "--symmetry", metavar="NAME",
+    "--symmetry",
+    metavar="NAME",
     help="Invariant schemes only: cyclic, transpose, reverse, permute:(1,2), a group, or a + of them.",
 )
 @click.option(
