@@ -104,6 +104,7 @@ class FlipGraph:
             chunk = _BETWEEN_LIFTS if lifts else _CHUNK
             made = max(1, walk.run(min(chunk, _FLIPS - done), patience, margin, goal))
             done += made
+            clock.count(made)
             idle = 0 if walk.best_rank < lowest else idle + made
             lowest = walk.best_rank
             if walk.rank <= target:
@@ -159,7 +160,7 @@ class FlipGraph:
             if best and best[0].rank < scheme.rank:
                 scheme = best[int(rng.integers(sum(s.rank == best[0].rank for s in best)))]
             walk = Walk(terms_of(scheme), none, alone, rng)
-            walk.run(_GROWTH, 5000, 2)
+            clock.count(walk.run(_GROWTH, 5000, 2))
             scheme = scheme_of(grown, walk.terms(best=True))
             if not best or scheme.rank <= best[0].rank:
                 yield scheme
@@ -187,7 +188,7 @@ class FlipGraph:
             if best and best[0].rank < scheme.rank:
                 scheme = best[int(rng.integers(sum(s.rank == best[0].rank for s in best)))]
             walk = TernaryWalk(scheme, rng)
-            walk.run(_GROWTH, patience, 2)
+            clock.count(walk.run(_GROWTH, patience, 2))
             scheme = walk.scheme(best=True)
             if not best or scheme.rank <= best[0].rank:
                 yield scheme
@@ -198,7 +199,9 @@ class FlipGraph:
         walk = TernaryWalk(transform.extend(scheme, shape), rng)
         margin, done = int(rng.choice([2, 3])), 0
         while done < _FLIPS and walk.best_rank > problem.rank and not clock.expired():
-            done += max(1, walk.run(min(_CHUNK, _FLIPS - done), patience, margin, problem.rank))
+            made = max(1, walk.run(min(_CHUNK, _FLIPS - done), patience, margin, problem.rank))
+            done += made
+            clock.count(made)
         scheme = walk.scheme(best=True)
         if first_failure(scheme):
             raise AssertionError("a walk left the matmul tensor; this is a bug")
