@@ -240,6 +240,19 @@ def test_equal_seeds_make_equal_walks() -> None:
     assert end(1, 1) != end(2, 1)
 
 
+def test_of_equal_ranks_the_last_state_is_kept() -> None:
+    """So that a job hands on another scheme than the one it began with, though it came no lower."""
+    walk = classical_walk((3, 3, 3))
+    walk.run(2_000_000, 3000, 2, 23)
+    assert walk.best_rank == 23
+    before = walk.terms(best=True).tolist()
+    walk.run(1_000_000, 3000, 2, 22)
+    assert walk.best_rank == 23
+    after = walk.terms(best=True)
+    assert sorted(after.tolist()) != sorted(before)
+    assert first_failure(scheme_of((3, 3, 3), after)) is None
+
+
 @pytest.mark.parametrize("name", ["cyclic", "transpose", "cyclic+transpose"])
 def test_orbits_are_recognised(name: str) -> None:
     shape = (3, 3, 3)
@@ -342,7 +355,9 @@ def test_discover_finds_with_it_and_gives_up_where_it_must(tmp_path: Path) -> No
     assert "rank >= 15" in none.reason
     missed = discover((3, 3, 3), 21, ring="Z2", steps=1, workers=1, strategies=["flipgraph"], out=tmp_path / "d")
     assert not missed.found
-    assert missed.reason.startswith("not found after 1 jobs")
+    assert missed.reason.startswith("not found after 1 jobs and ")
+    assert found.flips > 0
+    assert missed.flips > 1_000_000
 
 
 def test_the_kernels_compile_where_nothing_can_be_written(tmp_path: Path) -> None:

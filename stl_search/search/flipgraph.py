@@ -34,7 +34,8 @@ _FLIPS = 60_000_000  # of a job at most: a few seconds
 _IDLE = 12_000_000  # of them without a lower rank end a job
 _CHUNK = 2_000_000  # between two looks at the clock
 _GROWTH = 2_000_000  # for each shape on the way from a small one
-_BEST = 6  # schemes of the pool among which one is chosen
+_LOOKED_AT = 40  # schemes of the pool, for a symmetry
+_BEST = 6  # ternary schemes of the pool among which one is chosen
 _BASES = 3  # in which a scheme is lifted
 _LIFTS = 6  # attempts a job, each on another scheme of the rank
 _BETWEEN_LIFTS = 100_000  # flips
@@ -125,15 +126,11 @@ class FlipGraph:
 
         group = flip_starts.group_of(symmetry, problem.shape)
         if rng.random() < 0.5:
-            kept = []
-            for scheme in _material(pool, problem.shape):
-                known = flip_starts.orbits_of(terms_of(scheme), group)
-                if known is not None and len(known[0]):
-                    kept.append(known)
-                if len(kept) == _BEST:
-                    break
+            kept = [s for s in _material(pool, problem.shape)[:_LOOKED_AT] if flip_starts.orbits_of(terms_of(s), group)]
             if kept:
-                return Walk(*kept[int(rng.integers(len(kept)))], group, rng)
+                known = flip_starts.orbits_of(terms_of(_picked(kept, rng)), group)
+                if known is not None and len(known[0]):
+                    return Walk(*known, group, rng)
         return Walk(*flip_starts.start(symmetry, problem.shape, problem.rank, rng), group, rng)
 
     def _plain(
@@ -147,18 +144,18 @@ class FlipGraph:
 
         none, alone = np.zeros((0, 3), dtype=np.uint64), flip_starts.group_of("", problem.shape)
         choice = rng.random()
-        known = _material(pool, problem.shape)[:_BEST]
-        if choice < 0.4 and known:
-            return Walk(terms_of(known[int(rng.integers(len(known)))]), none, alone, rng)
-        if choice < 0.44:
+        known = _material(pool, problem.shape)
+        if choice < 0.5 and known:
+            return Walk(terms_of(_picked(known, rng)), none, alone, rng)
+        if choice < 0.53:
             return Walk(terms_of(transform.classical(problem.shape, "Z2")), none, alone, rng)
         m, k, n = problem.shape
         grown = (min(2, m), min(2, k), min(2, n))
         scheme = transform.classical(grown, "Z2")
         while grown != problem.shape and not clock.expired():
-            best = _material(pool, grown)[:_BEST]
+            best = _material(pool, grown)
             if best and best[0].rank < scheme.rank:
-                scheme = best[int(rng.integers(sum(s.rank == best[0].rank for s in best)))]
+                scheme = _picked(best, rng)
             walk = Walk(terms_of(scheme), none, alone, rng)
             clock.count(walk.run(_GROWTH, 5000, 2))
             scheme = scheme_of(grown, walk.terms(best=True))
@@ -237,6 +234,14 @@ def _drawn(shape: Shape, rng: np.random.Generator) -> str:
 def _material(pool: Pool, shape: Shape) -> list[Scheme]:
     """The Z2 schemes of the pool to walk from, lowest ranks first."""
     return [scheme for rank in pool.material_ranks(shape) for scheme in pool.material(shape, rank)]
+
+
+def _picked(schemes: list[Scheme], rng: np.random.Generator) -> Scheme:
+    """One of the lowest rank, or at times of the next one that there is; ``schemes`` has the lowest ranks first."""
+    ranks = sorted({s.rank for s in schemes})
+    rank = ranks[int(len(ranks) > 1 and rng.random() < 0.15)]
+    among = [s for s in schemes if s.rank == rank]
+    return among[int(rng.integers(len(among)))]
 
 
 def _answer(problem: Problem, scheme: Scheme, rng: np.random.Generator) -> Scheme | None:

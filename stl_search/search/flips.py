@@ -558,7 +558,8 @@ def _advance(
     """Walk for ``steps`` steps, or until a reduction ends at rank <= ``target``; returns the steps made.
 
     A step is a flip, except where it drew two factors of one orbit. sizes: (terms, flips made so far); fixed: terms
-    that stay; best_sizes: (terms, rank) of the copy in ``best`` of the lowest state. After ``patience`` steps without a
+    that stay; best_sizes: (terms, rank) of the copy in ``best`` of
+    the last state of the lowest rank met. After ``patience`` steps without a
     reduction a plus-transition is made, where the rank is below the best one + margin; where there is nothing to flip,
     one is made at once (none and the end of the walk with margin 0).
     """
@@ -635,7 +636,7 @@ def _advance(
             n = settle(val, n, image, group)
             since = 0 if n < terms else since
             rank = _rank(val, n, fixed, image, group)
-            if rank < best_sizes[1]:
+            if rank <= best_sizes[1]:  # of equal ranks the last: another scheme, for those who go on from it
                 best_sizes[0] = n
                 best_sizes[1] = rank
                 for factor in range(3):

@@ -396,8 +396,8 @@ class _Run:
             holds = problem.ring in verify(kept).rings
             if not holds:
                 raise StlError(f"{path}: found over {kept.ring.name}, asked for {problem.ring}; this is a bug")
-            better = self._better(kept, None)
-            return Result(True, problem, kept, path, None, None, None, best.strategy, seconds, jobs, "", better)
+            name, flips = best.strategy, self.flips
+            return Result(True, problem, kept, path, None, None, None, name, seconds, jobs, flips=flips)
         e = verify(kept).E
         assert e is not None
         line = score.line(problem.shape, problem.rank)
@@ -422,17 +422,15 @@ class _Run:
             worker.end()
         return scheme if answer is None or "polished" not in answer else decode(answer["polished"])
 
-    def _better(self, kept: Scheme, error: float | None) -> dict[str, Any] | None:
-        """What the catalogs already hold that is better than the find, if anything."""
+    def _better(self, kept: Scheme, error: float) -> dict[str, Any] | None:
+        """What the catalogs already hold that is better than an approximate find, if anything."""
         problem = self.problem
-        if problem.exact:
-            return None
         try:
             entry = store.best(problem.shape, max_rank=problem.rank, dtype=problem.dtype)
         except StlError:
             return None
         known = score.error(store.scheme_of(entry, problem.shape), problem.dtype)
-        if entry.id == kept.id or error is None or known >= error * (1 - 1e-9):
+        if entry.id == kept.id or known >= error * (1 - 1e-9):
             return None
         return {"id": entry.id, "path": str(entry.path), "error": known}
 
