@@ -23,7 +23,6 @@ from stl_search.groups.isomorphism import (
     isomorphic,
     isomorphism,
 )
-from stl_search.groups.library import all_groups, count, get, identify, names, small_group
 from stl_search.groups.named import (
     abelian,
     affine,
@@ -56,6 +55,7 @@ from stl_search.groups.representations import (
     wedderburn,
     wedderburn_text,
 )
+from stl_search.groups.small_groups import all_groups, count, get, identify, names, small_group
 from stl_search.groups.structure import describe
 from stl_search.groups.subgroups import (
     abelian_invariants,

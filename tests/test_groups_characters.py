@@ -2,7 +2,7 @@
 
 Published: S3, D4, Q8, A4, S4 in James and Liebeck, Representations and Characters of Groups (2nd edition, 2001),
 chapters 16 to 18; A5 and PSL(2,7) = L3(2) in the ATLAS of Finite Groups (1985), pages 2 and 3, and in James and
-Liebeck, chapters 20 and 27. GAP's degrees, indicators and conductors: test_groups_library.py.
+Liebeck, chapters 20 and 27. GAP's degrees, indicators and conductors: test_groups_small_groups.py.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """All groups of order <= 63: number, name, and the cyclic extension that each is. Generated, not edited.
 
-    python -m stl_search.groups.make_library --numbering tests/golden/groups_gap.json groups/library_table.py
+    python -m stl_search.groups.make_small_groups --numbering tests/golden/groups_gap.json groups/small_groups_table.py
 
 One row a group (id, name, id of N, images under s of the generators of N, z): see extension.py. The numbers are those
 of the small groups library. The trivial group and A5 are no extensions; their rows name no N.

@@ -1,7 +1,7 @@
 """All groups of order <= 63 by number, and groups by name: "16.3", "D4", "C4 x C2", "PSL(2,7)".
 
 Numbers are those of the small groups library (16.3 is SmallGroup(16, 3) there). The groups are stored as cyclic
-extensions of one another (library_table.py, written by extension.py) and built when asked for.
+extensions of one another (small_groups_table.py, written by extension.py) and built when asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from stl_search.groups import named
 from stl_search.groups.extension import extend, spread
 from stl_search.groups.group import Group, GroupError
 from stl_search.groups.isomorphism import isomorphic
-from stl_search.groups.library_table import ROWS
+from stl_search.groups.small_groups_table import ROWS
 
 __all__ = ["MAX_LIBRARY_ORDER", "all_groups", "count", "get", "identify", "names", "small_group"]
 

@@ -1,6 +1,6 @@
-"""The command that writes library_table.py, the table of all groups of order <= 63.
+"""The command that writes small_groups_table.py, the table of all groups of order <= 63.
 
-    python -m stl_search.groups.make_library --numbering tests/golden/groups_gap.json groups/library_table.py
+    python -m stl_search.groups.make_small_groups --numbering tests/golden/groups_gap.json groups/small_groups_table.py
 
 It enumerates the groups by cyclic extension, gives each the number of the permutation group of the golden file that
 it is isomorphic to (the numbers of the small groups library), and writes each as an extension of an earlier one,
@@ -26,7 +26,7 @@ __all__ = ["main", "tabulate"]
 
 
 def tabulate(numbering: Path) -> str:
-    """The text of library_table.py: all groups of order <= 63 with the numbers that the golden file gives them."""
+    """The text of small_groups_table.py: all groups of order <= 63 with the numbers that the golden file gives them."""
     known: dict[int, list[tuple[str, Group]]] = {}
     for entry in json.loads(numbering.read_text(encoding="utf-8"))["groups"]:
         group = from_permutations(entry["permutations"], degree=None if entry["permutations"] else 1)
@@ -59,7 +59,7 @@ def tabulate(numbering: Path) -> str:
 
 _HEADER = '''"""All groups of order <= 63: number, name, and the cyclic extension that each is. Generated, not edited.
 
-    python -m stl_search.groups.make_library --numbering tests/golden/groups_gap.json groups/library_table.py
+    python -m stl_search.groups.make_small_groups --numbering tests/golden/groups_gap.json groups/small_groups_table.py
 
 One row a group (id, name, id of N, images under s of the generators of N, z): see extension.py. The numbers are those
 of the small groups library. The trivial group and A5 are no extensions; their rows name no N.
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the table of all groups of order <= 63 to a file."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--numbering", type=Path, required=True, help="golden file with the numbers of the groups")
-    parser.add_argument("output", type=Path, help="the file to write: groups/library_table.py")
+    parser.add_argument("output", type=Path, help="the file to write: groups/small_groups_table.py")
     options = parser.parse_args(arguments)
     text = tabulate(options.numbering)
     options.output.write_text(text, encoding="utf-8")

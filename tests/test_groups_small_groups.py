@@ -42,7 +42,7 @@ from stl_search.groups import (
     wreath,
 )
 from stl_search.groups.extension import Extension, enumerate_groups, extend, spread
-from stl_search.groups.make_library import main as make_library
+from stl_search.groups.make_small_groups import main as make_small_groups
 from stl_search.groups.subgroups import primes_of
 
 GOLDEN = Path(__file__).parent / "golden" / "groups_gap.json"
@@ -87,12 +87,12 @@ def test_enumeration_loses_nothing_against_all_extensions(order: int) -> None:
 
 def test_enumeration_from_nothing_gives_the_shipped_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The command enumerates all orders by cyclic extension, matches GAP's list one to one, and names each group."""
-    made = tmp_path / "library_table.py"
-    make_library(["--numbering", str(GOLDEN), str(made)])
+    made = tmp_path / "small_groups_table.py"
+    make_small_groups(["--numbering", str(GOLDEN), str(made)])
     text = made.read_text(encoding="utf-8")
     orders = [int(line.partition(".")[0][6:]) for line in text.splitlines() if line.startswith('    ("')]
     assert [orders.count(n) for n in range(1, 64)] == A000001
-    shipped = Path(__file__).parent.parent / "groups" / "library_table.py"
+    shipped = Path(__file__).parent.parent / "groups" / "small_groups_table.py"
     assert text == shipped.read_text(encoding="utf-8")
     assert f"{made}: {text.count(chr(10))} lines" in capsys.readouterr().err
 
@@ -101,14 +101,16 @@ def test_the_command_stops_where_lists_differ(tmp_path: Path, monkeypatch: pytes
     short = {"groups": [e for e in golden().values() if e["id"] != "4.2"]}
     (tmp_path / "short.json").write_text(json.dumps(short), encoding="utf-8")
     with pytest.raises(GroupError, match="a group of order 4 is none of"):
-        make_library(["--numbering", str(tmp_path / "short.json"), str(tmp_path / "out.py")])
+        make_small_groups(["--numbering", str(tmp_path / "short.json"), str(tmp_path / "out.py")])
     twice = {"groups": [*golden().values(), {"id": "2.2", "permutations": [[1, 0, 3, 2]]}]}
     (tmp_path / "twice.json").write_text(json.dumps(twice), encoding="utf-8")
     with pytest.raises(GroupError, match="order 2"):
-        make_library(["--numbering", str(tmp_path / "twice.json"), str(tmp_path / "out.py")])
-    monkeypatch.setattr("stl_search.groups.make_library.enumerate_groups", lambda n, smaller: all_but_one(n, smaller))
+        make_small_groups(["--numbering", str(tmp_path / "twice.json"), str(tmp_path / "out.py")])
+    monkeypatch.setattr(
+        "stl_search.groups.make_small_groups.enumerate_groups", lambda n, smaller: all_but_one(n, smaller)
+    )
     with pytest.raises(GroupError, match=r"order 4: groups \[1\] found, 2 in"):
-        make_library(["--numbering", str(GOLDEN), str(tmp_path / "out.py")])
+        make_small_groups(["--numbering", str(GOLDEN), str(tmp_path / "out.py")])
     assert not (tmp_path / "out.py").exists()
 
 
@@ -131,7 +133,7 @@ def test_spread_inverts_reading_off_images(id: str) -> None:
 
 
 def _chain_primes(id: str) -> list[int]:
-    from stl_search.groups.library_table import ROWS
+    from stl_search.groups.small_groups_table import ROWS
 
     base = {row[0]: row[2] for row in ROWS}[id]
     return [*_chain_primes(base), int(id.split(".")[0]) // int(base.split(".")[0])] if base else []
