@@ -1,4 +1,6 @@
-"""Contract tests that any strategy must pass: subclass, name the strategy and a small problem, and collect with pytest.
+"""Contract tests that any strategy must pass, and Strassen's scheme as an example.
+
+Subclass, name the strategy and a small problem, and collect with pytest:
 
 class TestNumeric(StrategyContract):
     strategy = "numeric"
@@ -17,7 +19,16 @@ from stl_search.search.strategy import Clock
 from stl_search.transform import classical
 from stl_search.verify import residual, verify
 
-__all__ = ["StrategyContract"]
+__all__ = ["STRASSEN", "StrategyContract"]
+
+# Strassen, "Gaussian elimination is not optimal", Numer. Math. 13 (1969): u (7, 2*2), v (7, 2*2), w (7, 2*2)
+STRASSEN = Scheme(
+    (2, 2, 2),
+    "ZT",
+    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
+    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
+    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
+)
 
 
 class _Expired(Clock):

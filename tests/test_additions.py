@@ -12,16 +12,9 @@ from stl_search.programs import _eliminate, _rows, scheme_programs, tie_break_we
 from stl_search.scheme import Scheme
 from stl_search.search.problem import Problem
 from stl_search.search.worker import _sparser
+from stl_search.testing import STRASSEN
 from stl_search.transform import change_basis, classical, extend, kron, sum_n, to_ring
 from stl_search.verify import verify
-
-STRASSEN = Scheme(
-    (2, 2, 2),
-    "ZT",
-    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
-    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
-)
 
 
 def lines(scheme: Scheme) -> tuple[int, ...]:

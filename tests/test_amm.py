@@ -21,14 +21,8 @@ from stl_search.errors import StlError
 from stl_search.kernels.plan import LAYOUTS, Plan, torch_dtype
 from stl_search.runtime.amm import amm, encode_lhs, encode_rhs, relative_error
 from stl_search.scheme import Scheme
+from stl_search.testing import STRASSEN
 
-STRASSEN = Scheme(
-    (2, 2, 2),
-    "ZT",
-    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
-    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
-)
 RECTANGULAR = transform.sum_k(transform.sum_n(STRASSEN, STRASSEN), transform.classical((2, 1, 4)))  # <2,3,4>, rank 22
 MODULO_2 = Scheme((2, 2, 2), "Z2", *(f % 2 for f in STRASSEN.factors))
 TURNED = Scheme((2, 2, 2), "C", STRASSEN.u * 1j, STRASSEN.v * -1j, STRASSEN.w)

@@ -24,14 +24,8 @@ from stl_search.cli import duration, main, sides
 from stl_search.errors import CatalogError, NotFoundError
 from stl_search.kernels.plan import Plan
 from stl_search.scheme import Scheme, dump_scheme_object
+from stl_search.testing import STRASSEN
 
-STRASSEN = Scheme(
-    (2, 2, 2),
-    "ZT",
-    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
-    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
-)
 MODULO_2 = Scheme((2, 2, 2), "Z2", *(f % 2 for f in STRASSEN.factors))
 HALF = Scheme((2, 2, 2), "R", *(f[:4] * 0.9 for f in transform.classical((2, 2, 2)).as_float()))
 

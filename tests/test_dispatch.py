@@ -22,14 +22,8 @@ from stl_search.runtime import dispatch
 from stl_search.runtime.amm import amm, encode_rhs
 from stl_search.runtime.dispatch import Problem, explain, request_of
 from stl_search.scheme import Scheme
+from stl_search.testing import STRASSEN
 
-STRASSEN = Scheme(
-    (2, 2, 2),
-    "ZT",
-    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
-    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
-)
 SQUARED = transform.kron(STRASSEN, STRASSEN)
 LONG = transform.sum_n(transform.sum_n(STRASSEN, STRASSEN), STRASSEN)  # <2,2,6>, rank 21
 NOISY = transform.change_basis(STRASSEN, [[1, 40], [0, 1]], [[1, 0], [0, 1]], [[1, 0], [30, 1]])  # exact, kappa > 1e6

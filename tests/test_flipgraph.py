@@ -163,11 +163,21 @@ def test_the_groups_are_those_of_the_scheme_algebra() -> None:
     assert {name: group_of(name, (3, 3, 3)).order for name in orders} == orders
 
 
+@pytest.mark.parametrize("name", ["", "cyclic", "cyclic+reverse+transpose"])
+def test_images_of_many_terms_are_those_of_each(name: str) -> None:
+    group = group_of(name, (4, 4, 4))
+    terms = np.random.default_rng(3).integers(0, 2**16, size=(5, 3), dtype=np.uint64)
+    one_by_one = [[list(group.image(e, term)) for term in terms.tolist()] for e in range(group.order)]
+    assert group.images(terms).tolist() == one_by_one
+
+
 def test_what_is_no_group_is_refused() -> None:
     one = tuple(np.eye(4, dtype=np.int64) for _ in range(3))
     turn = ((2, 0, 1), one)
     with pytest.raises(ValueError, match="a product of two is missing"):
         Group.of([((0, 1, 2), one), turn])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="at most 64"):
+        Group.of([turn] * 65)  # type: ignore[list-item]
     with pytest.raises(ValueError, match="neutral"):
         Group.of([turn])  # type: ignore[list-item]
     with pytest.raises(UsageError, match="does not permute"):

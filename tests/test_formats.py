@@ -34,19 +34,12 @@ from stl_search.errors import (
 )
 from stl_search.formats import FORMATS, LaurentScheme, load, read, write
 from stl_search.scheme import Scheme
+from stl_search.testing import STRASSEN
 from stl_search.verify import first_failure, residual
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Schemes
 # ---------------------------------------------------------------------------------------------------------------------
-
-STRASSEN = Scheme(
-    (2, 2, 2),
-    "ZT",
-    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
-    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
-)
 
 
 def classical(m: int, k: int, n: int) -> Scheme:

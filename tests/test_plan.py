@@ -18,14 +18,8 @@ from stl_search import score, transform
 from stl_search.errors import UsageError, VerificationError
 from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype, wider
 from stl_search.scheme import Scheme, matmul_tensor
+from stl_search.testing import STRASSEN
 
-STRASSEN = Scheme(
-    (2, 2, 2),
-    "ZT",
-    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
-    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
-)
 HALF = Scheme((1, 1, 1), "R", [[1.0]], [[1.0]], [[0.5]])  # E = 1/4, kappa = 1/4
 COMPLEX = Scheme((1, 1, 1), "C", [[1j]], [[-1j]], [[1]])
 MODULO_2 = Scheme((2, 2, 2), "Z2", *(f % 2 for f in STRASSEN.factors))

@@ -23,15 +23,8 @@ from stl_search.catalog import record as records
 from stl_search.catalog.record import Record, check_file, compose, read_file, read_record, retag, shorten
 from stl_search.errors import BudgetError, CatalogError, FormatError, StlError, UsageError, VerificationError
 from stl_search.scheme import Scheme, dump_scheme_object
+from stl_search.testing import STRASSEN
 from stl_search.verify import residual
-
-STRASSEN = Scheme(
-    (2, 2, 2),
-    "ZT",
-    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
-    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
-)
 
 
 def random_scheme(shape: tuple[int, int, int], rank: int, seed: int, ring: str = "R") -> Scheme:

@@ -18,14 +18,8 @@ from stl_search.errors import UsageError
 from stl_search.kernels import reference
 from stl_search.kernels.plan import LAYOUTS, Plan, torch_dtype
 from stl_search.scheme import Scheme
+from stl_search.testing import STRASSEN
 
-STRASSEN = Scheme(
-    (2, 2, 2),
-    "ZT",
-    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
-    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
-)
 # <2,3,4>, rank 22: Strassen's on two of three inner indices and twice along the columns, the rest classical.
 RECTANGULAR = transform.sum_k(transform.sum_n(STRASSEN, STRASSEN), transform.classical((2, 1, 4)))
 SLOW = settings(deadline=None, max_examples=60)

@@ -18,18 +18,12 @@ from scipy.special import ndtri
 from stl_search import score
 from stl_search.errors import UsageError, VerificationError
 from stl_search.scheme import Scheme, as_integers, matmul_tensor, triple_sum
+from stl_search.testing import STRASSEN
 from stl_search.transform import change_basis, classical, extend, kron, to_ring
 from stl_search.verify import residual
 
 TIMELESS = settings(deadline=None)
 # Strassen's scheme, <2,2,2> rank 7 over ZT: rows of u on (a00, a01, a10, a11), of v on b, of w on c alike.
-STRASSEN = Scheme(
-    (2, 2, 2),
-    "ZT",
-    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
-    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
-)
 WIDE = extend(STRASSEN, (2, 2, 3))
 SKEW = change_basis(WIDE, [[3, 1], [0, 1]], [[1, 0], [Fraction(1, 5), 1]], [[2, 0, 1], [0, 1, 5], [0, 0, 1]])
 EXACT_SCHEMES = [STRASSEN, WIDE, SKEW, classical((2, 3, 1)), kron(STRASSEN, WIDE)]

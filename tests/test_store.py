@@ -21,14 +21,8 @@ from stl_search.catalog import store
 from stl_search.catalog.record import check_file, read_file
 from stl_search.errors import CatalogError, FormatError, StlError, UsageError, VerificationError
 from stl_search.scheme import Scheme, dump_scheme_object
+from stl_search.testing import STRASSEN
 
-STRASSEN = Scheme(
-    (2, 2, 2),
-    "ZT",
-    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
-    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
-)
 MODULO_2 = Scheme((2, 2, 2), "Z2", *(f % 2 for f in STRASSEN.factors))
 COMPLEX = Scheme((2, 2, 2), "C", STRASSEN.u * 1j, STRASSEN.v * -1j, STRASSEN.w)
 # Strassen in another basis: exact over Z like the first, noisier.

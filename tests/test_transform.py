@@ -20,16 +20,10 @@ from stl_search.errors import SchemeError, VerificationError
 from stl_search.rings import EXACT, NAMES
 from stl_search.scheme import Scheme, matmul_tensor, triple_sum
 from stl_search.score import expected_error, noise_gain, unit_roundoff
+from stl_search.testing import STRASSEN
 from stl_search.verify import residual, verify
 
 # Strassen's scheme, <2,2,2> rank 7 over ZT: rows of u on (a00, a01, a10, a11), of v on b, of w on c alike.
-STRASSEN = Scheme(
-    (2, 2, 2),
-    "ZT",
-    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
-    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
-)
 RECTANGULAR = tf.extend(STRASSEN, (2, 3, 4))  # rank 23
 TIMELESS = settings(deadline=None)  # machines are slow at times
 EXACT_SCHEMES = [

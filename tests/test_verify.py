@@ -15,18 +15,12 @@ from hypothesis import strategies as st
 from stl_search import rings
 from stl_search.errors import VerificationError
 from stl_search.scheme import Scheme, matmul_tensor
+from stl_search.testing import STRASSEN
 from stl_search.transform import change_basis, classical, extend, kron, to_ring
 from stl_search.verify import Certificate, first_failure, residual, round_up, verify
 
 TIMELESS = settings(deadline=None)
 # Strassen's scheme, <2,2,2> rank 7 over ZT: rows of u on (a00, a01, a10, a11), of v on b, of w on c alike.
-STRASSEN = Scheme(
-    (2, 2, 2),
-    "ZT",
-    [[1, 0, 0, 1], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0], [-1, 0, 1, 0], [0, 1, 0, -1]],
-    [[1, 0, 0, 1], [1, 0, 0, 0], [0, 1, 0, -1], [-1, 0, 1, 0], [0, 0, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]],
-    [[1, 0, 0, 1], [0, 0, 1, -1], [0, 1, 0, 1], [1, 0, 1, 0], [-1, 1, 0, 0], [0, 0, 0, 1], [1, 0, 0, 0]],
-)
 WIDE = extend(STRASSEN, (2, 2, 3))  # rectangular: a transposed C would not pass
 THIRDS = change_basis(WIDE, [[3, 1], [0, 1]], [[1, 0], [Fraction(1, 5), 1]], np.diag([1, 7, -1]))
 HALVES = change_basis(WIDE, [[2, 1], [0, 1]], np.eye(2, dtype=int), np.eye(3, dtype=int))
