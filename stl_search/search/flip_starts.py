@@ -67,13 +67,15 @@ def _group(name: str, shape: Shape) -> Group:
 def orbits_of(terms: Bits, group: Group) -> tuple[Bits, Bits] | None:
     """(one term of each orbit, fixed terms) of the terms (r, 3) of an invariant scheme; None for other schemes."""
     left = Counter(map(tuple, terms.tolist()))
+    distinct = _masks(sorted(left))
+    of = dict(zip(map(tuple, distinct.tolist()), group.images(distinct).swapaxes(0, 1).tolist(), strict=True))
     orbits: list[Term] = []
     fixed: list[Term] = []
     for term in sorted(left):
         count = left[term]
         if not count:
             continue
-        images = Counter(group.image(e, term) for e in range(group.order))
+        images = Counter(map(tuple, of[term]))
         if any(left[image] != count for image in images):
             return None
         if len(images) == group.order:

@@ -74,7 +74,8 @@ class FlipGraph:
 
     Over Z2 a walk's scheme is the find; over ZT, Z and Q it is lifted first (``transform.lift``). Schemes over Z2 that
     are no answers go to the pool as material for later jobs. On square shapes half of the jobs walk among schemes with
-    a symmetry, mostly the cyclic one; a problem with a symmetry is searched under that one alone.
+    a symmetry, mostly the cyclic one, elsewhere few do; a problem with a symmetry is searched under that one alone.
+    The symmetry is that of the scheme over Z2: its lift need not have it.
     """
 
     name = "flipgraph"
@@ -126,9 +127,11 @@ class FlipGraph:
 
         group = flip_starts.group_of(symmetry, problem.shape)
         if rng.random() < 0.5:
-            kept = [s for s in _material(pool, problem.shape)[:_LOOKED_AT] if flip_starts.orbits_of(terms_of(s), group)]
+            material = _material(pool, problem.shape)[:_LOOKED_AT]
+            found = {s.id: flip_starts.orbits_of(terms_of(s), group) for s in material}
+            kept = [s for s in material if found[s.id]]
             if kept:
-                known = flip_starts.orbits_of(terms_of(_picked(kept, rng)), group)
+                known = found[_picked(kept, rng).id]
                 if known is not None and len(known[0]):
                     return Walk(*known, group, rng)
         return Walk(*flip_starts.start(symmetry, problem.shape, problem.rank, rng), group, rng)

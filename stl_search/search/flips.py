@@ -47,6 +47,7 @@ _OCTET, _EIGHT = _U(255), _U(8)
 # One uint16 array holds all book-keeping: next and previous slot of equal key, the slots with company, where each
 # stands among them, and the hash table. Keys have an array of their own, and behind them which elements give them.
 _NEXT, _PREV, _PAIRED, _PLACE, _TABLE = (_U(i * _SLOTS) for i in range(5))
+_INDEX_SIZE = 4 * _SLOTS + (3 << _MAX_BITS)
 _NONE = _U(0xFFFF)
 _GOLDEN, _MIX1, _MIX2 = _U(0x9E3779B97F4A7C15), _U(0xBF58476D1CE4E5B9), _U(0x94D049BB133111EB)
 
@@ -104,12 +105,25 @@ class Group:
             image[int(self.slots[element, p])] = value
         return image[0], image[1], image[2]
 
+    def images(self, terms: Bits) -> Bits:
+        """(order, n, 3): the images of terms (n, 3) under every element."""
+        octets = (terms[:, :, None] >> np.arange(0, 64, 8, dtype=np.uint64)) & _OCTET
+        found = np.zeros((self.order, *terms.shape), dtype=np.uint64)
+        for e in range(self.order):
+            for p in range(3):
+                values = self.tables[int(self.maps[e, p])][np.arange(8), octets[:, p]]
+                found[e, :, int(self.slots[e, p])] = np.bitwise_xor.reduce(values, axis=1)
+        return found
+
     @classmethod
     def of(cls, elements: Sequence[Element]) -> Group:
-        """The group with these elements (at most 64): for each, where it sends the three slots, and three 0-1 matrices.
+        """The group with these elements: for each, where it sends the three slots, and three 0-1 matrices.
 
-        Matrix p is (bits of the image, bits of factor p) over GF(2). Raises ValueError when the elements are no group.
+        Matrix p is (bits of the image, bits of factor p) over GF(2). Raises ValueError when the elements are no group
+        or more than 64, since a word has a bit for each.
         """
+        if len(elements) > 64:
+            raise ValueError(f"{len(elements)} elements; walks take groups of order at most 64")
         place = {_key_of(e): i for i, e in enumerate(elements)}
         neutral = next(
             (i for i, (slots, ms) in enumerate(elements) if slots == (0, 1, 2) and all(map(_is_one, ms))), -1
@@ -414,6 +428,15 @@ def _unlink(key: Any, index: Any, paired: Any, s: Any, bits: Any, kinds: Any) ->
 
 
 @_compiled
+def _table_bits(count: int) -> Any:
+    """How many bits the cells of a hash table are numbered by that takes so many slots: eight cells a slot."""
+    bits = _U(4)
+    while bits < _U(_MAX_BITS) and (1 << np.int64(bits)) < 8 * count:
+        bits += _ONE
+    return bits
+
+
+@_compiled
 def _build(val: Any, n: int, key: Any, index: Any, bits: Any, kinds: Any, group: Any, simple: bool) -> Any:
     """The lists of the first n terms from scratch; returns the number of paired slots."""
     for cell in range(3 << bits):
@@ -558,20 +581,16 @@ def _advance(
     """Walk for ``steps`` steps, or until a reduction ends at rank <= ``target``; returns the steps made.
 
     A step is a flip, except where it drew two factors of one orbit. sizes: (terms, flips made so far); fixed: terms
-    that stay; best_sizes: (terms, rank) of the copy in ``best`` of
-    the last state of the lowest rank met. After ``patience`` steps without a
-    reduction a plus-transition is made, where the rank is below the best one + margin; where there is nothing to flip,
-    one is made at once (none and the end of the walk with margin 0).
+    that stay; best_sizes: (terms, rank) of the copy in ``best`` of the last state of the lowest rank met. After
+    ``patience`` steps without a reduction a plus-transition is made, where the rank is below the best one + margin;
+    where there is nothing to flip, one is made at once (none and the end of the walk with margin 0).
     """
     order = np.int64(group[_ORDER])
     kinds = _kinds(group)
     image = np.zeros(3, dtype=np.uint64)
     n = sizes[0]
-    bits = _U(4)
     first, second, third = group[_KIND], group[_KIND + _ONE], group[_KIND + _TWO]
-    together = 1 + max(int(first == second) + int(first == third), int(second == third))
-    while bits < _U(_MAX_BITS) and (1 << np.int64(bits)) < 8 * n * together:
-        bits += _ONE
+    bits = _table_bits(n * (1 + max(int(first == second) + int(first == third), int(second == third))))
     paired = _build(val, n, key, index, bits, kinds, group, simple)
     done, since = 0, 0
     while done < steps:
@@ -721,7 +740,7 @@ class Walk:
         self._sizes = np.array([n, 0], dtype=np.int64)
         self._best = self._val.copy()
         self._best_sizes = np.array([n, int(_rank(self._val, n, self.fixed, room, self._group))], dtype=np.int64)
-        self._index = np.zeros(4 * _SLOTS + (3 << _MAX_BITS), dtype=np.uint16)
+        self._index = np.zeros(_INDEX_SIZE, dtype=np.uint16)
         self._state = rng.integers(0, 2**64, size=1, dtype=np.uint64)
 
     @property
@@ -765,6 +784,6 @@ class Walk:
         orbits = np.stack([val[p * CAPACITY : p * CAPACITY + n] for p in range(3)], axis=1)
         if self.group.order == 1 and not len(self.fixed):
             return orbits
-        images = [self.group.image(e, term) for term in orbits.tolist() for e in range(self.group.order)]
-        parity = Counter([*images, *map(tuple, self.fixed.tolist())])
+        images = self.group.images(orbits).reshape(-1, 3)
+        parity = Counter(map(tuple, np.concatenate([images, self.fixed]).tolist()))
         return np.array(sorted(t for t, c in parity.items() if c % 2), dtype=np.uint64).reshape(-1, 3)

@@ -28,7 +28,7 @@ from stl_search.scheme import Scheme, Shape
 from stl_search.search.flips import (
     _GOLDEN,
     _HALF,
-    _MAX_BITS,
+    _INDEX_SIZE,
     _MIX1,
     _MIX2,
     _NEXT,
@@ -50,6 +50,7 @@ from stl_search.search.flips import (
     _kinds,
     _link,
     _mix,
+    _table_bits,
     _turn,
     _unlink,
 )
@@ -232,9 +233,7 @@ def _advance(
     """
     kinds = _kinds(group)
     n = sizes[0]
-    bits = _U(4)
-    while bits < _U(_MAX_BITS) and (1 << np.int64(bits)) < 8 * n:
-        bits += _ONE
+    bits = _table_bits(n)
     paired = _build(code, n, code, index, bits, kinds, group, True)
     done, since = 0, 0
     while done < steps:
@@ -255,10 +254,7 @@ def _advance(
                 if sign == 0:  # equal codes, different factors
                     void += 1
                     continue
-                sb, tb = (
-                    _turn(s),
-                    _turn(t),
-                )  # b and c need no drawing: s and t are drawn
+                sb, tb = _turn(s), _turn(t)  # b and c need no drawing: s and t are drawn
                 sc, tc = _turn(sb), _turn(tb)
                 bp, bm, bq, br = val[sb], val[sb + _TOP], val[tb], val[tb + _TOP]
                 cp, cm, cq, cr = val[tc], val[tc + _TOP], val[sc], val[sc + _TOP]
@@ -343,7 +339,7 @@ class TernaryWalk:
         n = int(_settle(self._val, self._code, n))
         self._best = self._val.copy()
         self._sizes = np.array([n, 0, n], dtype=np.int64)
-        self._index = np.zeros(5 * _SLOTS + (3 << _MAX_BITS), dtype=np.uint16)
+        self._index = np.zeros(_INDEX_SIZE, dtype=np.uint16)
         self._state = rng.integers(0, 2**64, size=1, dtype=np.uint64)
         self._group = _ALONE.array
 

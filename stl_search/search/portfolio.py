@@ -142,7 +142,7 @@ def discover(
     ``given`` may be too (they should lie in a catalog, since the recorded command names them by id). An exact search
     also begins from what can be made of them, see ``neighbours``. ``symmetry`` (``cyclic``, ``transpose``, the name of
     a group, or several joined by ``+``) limits the search to schemes that the group leaves invariant (over exact
-    rings: that a conjugate of it in GL x GL x GL does).
+    rings: that a conjugate of it in GL x GL x GL does; a lift of ``flipgraph``: that one modulo 2 does).
 
     Raises UsageError for what makes no sense; returns a Result, found or not.
     """
