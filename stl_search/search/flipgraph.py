@@ -32,6 +32,7 @@ MAX_SIDE = 8  # a factor of 8 x 8 entries fills a word
 _SHARE = 300.0  # of the jobs: others take a minute each at sizes where this one is done in seconds, and answers wait
 _FLIPS = 60_000_000  # of a job at most: a few seconds
 _IDLE = 12_000_000  # of them without a lower rank end a job
+_SETTLED = 64  # mkn up to which that is enough; above, both grow with its square
 _CHUNK = 2_000_000  # between two looks at the clock
 _GROWTH = 2_000_000  # for each shape on the way from a small one
 _LOOKED_AT = 40  # schemes of the pool, for a symmetry
@@ -40,6 +41,7 @@ _BASES = 3  # in which a scheme is lifted
 _LIFTS = 6  # attempts a job, each on another scheme of the rank
 _BETWEEN_LIFTS = 100_000  # flips
 _TERNARY = 0.1  # of the jobs without symmetry, where the ring is not Z2
+_LARGE = 5  # side from which plain walks on square shapes hardly come down
 _SYMMETRIES = {"cyclic": 8, "cyclic+reverse": 1, "transpose": 0.5, "reverse": 0.5}  # how often each is drawn
 
 
@@ -101,10 +103,12 @@ class FlipGraph:
             patience, margin = int(10 ** rng.uniform(3.0, 4.7)), int(rng.choice([1, 2, 2, 3]))
         done = lifts = idle = 0
         lowest = walk.best_rank
-        while done < _FLIPS and idle < _IDLE and not clock.expired():
+        scale = max(1.0, problem.volume / _SETTLED) ** 2
+        budget, resting = int(_FLIPS * scale), int(_IDLE * scale)
+        while done < budget and idle < resting and not clock.expired():
             goal = 0 if lifts else target
             chunk = _BETWEEN_LIFTS if lifts else _CHUNK
-            made = max(1, walk.run(min(chunk, _FLIPS - done), patience, margin, goal))
+            made = max(1, walk.run(min(chunk, budget - done), patience, margin, goal))
             done += made
             clock.count(made)
             idle = 0 if walk.best_rank < lowest else idle + made
@@ -227,7 +231,8 @@ def _allowed(symmetry: str, shape: Shape) -> bool:
 def _drawn(shape: Shape, rng: np.random.Generator) -> str:
     """The symmetry of a job that was asked for none: often one on square shapes, seldom elsewhere, mostly empty."""
     square = len(set(shape)) == 1
-    if rng.random() >= (0.5 if square else 0.05):
+    share = (0.9 if shape[0] >= _LARGE else 0.5) if square else 0.05
+    if rng.random() >= share:
         return ""
     choices = [name for name in _SYMMETRIES if _allowed(name, shape)]
     weights = np.array([_SYMMETRIES[name] for name in choices])
