@@ -174,7 +174,7 @@ def _stable_terms(shape: Shape, group: Group) -> list[Term]:
 
 
 def _cubes(n: int, reverse: bool, rng: np.random.Generator) -> list[Term]:
-    """x (x) x (x) x for the identities x of the blocks of a random partition of 0 .. n-1 (at times of none, seldom from n = 5 on).
+    """x (x) x (x) x for the identities x of the blocks of a random partition of 0 .. n-1, at times of none.
 
     With ``reverse`` the blocks are whole orbits of i -> n-1-i, or come in pairs that it exchanges. One block of 4 leads
     to <4,4,4> 49, blocks of 1 and 2 to <3,3,3> 23.
