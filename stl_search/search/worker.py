@@ -41,7 +41,8 @@ def run_job(problem: Problem, pool: Pool, index: int, clock: Clock) -> tuple[str
     chosen = choices[int(rng.choice(len(choices), p=weights / weights.sum()))][0]
     found: list[Entry] = []
     for scheme in chosen.run(problem, pool, rng, clock):
-        if problem.exact and scheme.shape == problem.shape and scheme.rank <= problem.rank:
+        answer = problem.exact and scheme.shape == problem.shape and scheme.rank <= problem.rank
+        if answer and (problem.ring == "Z2" or not scheme.ring.characteristic):  # material keeps its symmetry
             scheme = _sparser(problem, scheme, np.random.default_rng([problem.seed, index, 1]))
         value = cost(problem, scheme)
         if np.isfinite(value) and pool.wants(scheme, value):
