@@ -36,6 +36,7 @@ _SETTLED = 64  # mkn up to which that is enough; above, both grow with its squar
 _CHUNK = 2_000_000  # between two looks at the clock
 _GROWTH = 2_000_000  # for each shape on the way from a small one
 _LOOKED_AT = 40  # schemes of the pool, for a symmetry
+_LEVEL = 0.8  # how often those are preferred that whole orbits lead from to the asked rank
 _BEST = 6  # ternary schemes of the pool among which one is chosen
 _BASES = 3  # in which a scheme is lifted
 _LIFTS = 6  # attempts a job, each on another scheme of the rank
@@ -134,6 +135,9 @@ class FlipGraph:
             material = _material(pool, problem.shape)[:_LOOKED_AT]
             found = {s.id: flip_starts.orbits_of(terms_of(s), group) for s in material}
             kept = [s for s in material if found[s.id]]
+            level = [s for s in kept if (s.rank - problem.rank) % group.order == 0]
+            if level and rng.random() < _LEVEL:
+                kept = level
             if kept:
                 known = found[_picked(kept, rng).id]
                 if known is not None and len(known[0]):
