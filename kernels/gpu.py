@@ -33,7 +33,7 @@ Config = dict[str, Any]
 DTYPES = ("bf16", "fp16", "fp32")
 ACTIVATIONS = ("relu", "gelu", "silu")
 # Constants beyond these make kernels that take long to compile; parts beyond that do not fit in registers.
-MOST_CONSTANTS, MOST_UNROLLED, MOST_PARTS = 4096, 64, 256
+MOST_CONSTANTS, MOST_PARTS = 4096, 64
 # Multiply-adds for each byte moved that cost a GPU's ordinary cores no more time than its memory needs.
 FLOPS_PER_BYTE = 4.0
 
@@ -61,7 +61,7 @@ def encode(
     fp8_e4m3, (r, ..., 1, 1); as ``reference.store(reference.encode(x, coefficients, layout), out_dtype)``.
 
     Any strides; a ragged edge is masked. ``method`` is "auto", "unrolled" or "dot". Raises UsageError for other
-    dtypes, layouts and methods, and for more than 256 parts.
+    dtypes, layouts and methods, and for more than 64 parts.
     """
     name = _check(x, "x", DTYPES)
     out_name = _known(out_dtype, (*DTYPES, "fp8_e4m3"), "out_dtype")
@@ -71,7 +71,7 @@ def encode(
     x = x.reshape(math.prod(batch), *x.shape[-2:])
     out = x.new_empty((r, *batch, height, width), dtype=torch_dtype(out_name))
     moved = m * k * x.element_size() + r * out.element_size()
-    constants = _constants(coefficients, m * k, moved)
+    constants = _constants(coefficients, moved)
 
     def run(config: Config, out: Tensor | None, scale: Tensor | None, peak: Tensor | None) -> None:
         from stl_search.kernels import triton_encode
@@ -82,13 +82,21 @@ def encode(
         grid = (len(x) * -(-height // meta["HIGH"]) * -(-width // meta["WIDE"]),)
         if config["use"] == "unrolled":
             assert constants is not None
-            triton_encode.encode_unrolled[grid](
-                x, *shared, COEFFICIENTS=constants.values, R=r, **flags, **meta, **options
+            tuning.launch(
+                triton_encode.encode_unrolled,
+                grid,
+                x,
+                *shared,
+                COEFFICIENTS=constants.values,
+                R=r,
+                **flags,
+                **meta,
+                **options,
             )
         else:
             u = _on_device(coefficients, x.device)
             flags |= {"PARTS": _padded(m * k), "PRECISION": "ieee" if out_name == "fp32" else "tf32x3"}
-            triton_encode.encode_dot[grid](x, u, *shared, r, **flags, **meta, **options)
+            tuning.launch(triton_encode.encode_dot, grid, x, u, *shared, r, **flags, **meta, **options)
 
     if not out.numel():
         return Stored(out, out.new_ones((r, *batch, 1, 1), dtype=torch.float32) if out_name == "fp8_e4m3" else None)
@@ -134,7 +142,7 @@ def decode(
     p = p.reshape(r, math.prod(batch), height, width)
     out = p.new_empty((*batch, rows, cols), dtype=torch_dtype(out_name))
     moved = r * p.element_size() + m * n * out.element_size()
-    constants = None if own else _constants(coefficients, m * n, moved)
+    constants = None if own else _constants(coefficients, moved)
     if not out.numel():
         return out
 
@@ -147,14 +155,22 @@ def decode(
         grid = (p.shape[1] * -(-height // meta["HIGH"]) * -(-width // meta["WIDE"]),)
         if config["use"] == "unrolled":
             assert constants is not None
-            triton_decode.decode_unrolled[grid](
-                p, *shared, COEFFICIENTS=constants.values, R=r, **flags, **meta, **options
+            tuning.launch(
+                triton_decode.decode_unrolled,
+                grid,
+                p,
+                *shared,
+                COEFFICIENTS=constants.values,
+                R=r,
+                **flags,
+                **meta,
+                **options,
             )
         else:
             w = _on_device(coefficients, p.device)
             flags |= {"PARTS": _padded(m * n), "PRECISION": "ieee" if out_name == "fp32" else "tf32x3"}
             w_batch = r * m * n if own else 0
-            triton_decode.decode_dot[grid](p, w, *shared, r, w_batch, **flags, **meta, **options)
+            tuning.launch(triton_decode.decode_dot, grid, p, w, *shared, r, w_batch, **flags, **meta, **options)
 
     with _guard(p):
         key = tuning.Key("decode", f"{name}-{out_name}", _parts_class(m * n, constants))
@@ -173,10 +189,11 @@ def product(
 ) -> Tensor:
     """a: (r, ..., M', K'), b: (r, ..., K', N') -> (r, ..., M', N') in ``out_dtype``, as ``reference.product``.
 
-    Batches broadcast. For fp8_e4m3 ``scales`` holds those of a and of b, (r, ..., 1, 1), and the product is divided by
-    both. ``tf32`` lets Triton's kernel multiply fp32 by tf32. ``method`` is "auto", "triton" or "bmm" (torch's own,
-    which is also what "auto" takes until a measurement on this GPU says otherwise). Raises UsageError for operands
-    that do not go together.
+    Batches broadcast, any strides. For fp8_e4m3 ``scales`` holds those of a and of b, (r, ..., 1, 1), and the product
+    is divided by both; tensor cores want b with K' innermost, as ``encode(B.mT, v.transpose(1, 2)).data.mT`` lies.
+    ``tf32`` lets Triton's kernel multiply fp32 by tf32. ``method`` is "auto", "triton" or "bmm" (torch's own, which
+    "auto" takes too until a measurement on this GPU says otherwise). Raises UsageError for operands that do not go
+    together.
     """
     pair = _Pair(a, b, scales)
     out_name = _known(out_dtype, DTYPES, "out_dtype")
@@ -193,7 +210,9 @@ def product(
         meta, options = _split(config)
         tiles = pair.rank * pair.count * pair.tiles(meta)
         grid = (min(tiles, tuning.programs(a.device) * meta.pop("WAVES", 1)),)
-        triton_product.product[grid](
+        tuning.launch(
+            triton_product.product,
+            grid,
             *pair.operands,
             out,
             pair.rank,
@@ -242,7 +261,7 @@ def product_decode(
     product_name = _known(product_dtype, DTYPES, "product_dtype")
     r, m, n = _shape(coefficients)
     _check_decode(pair.rank, r, rows, cols, (m, n), (pair.height, pair.width), bias, activation)
-    constants = _constants(coefficients, m * n, 0)
+    constants = _constants(coefficients, 0)
     uses = ["unfused"]
     if constants is not None and math.prod(pair.batch) * rows * cols:
         uses += (["registers"] if m * n <= 4 else []) + (["arrival"] if m * n <= 16 else [])
@@ -262,13 +281,23 @@ def product_decode(
         flags = {"COEFFICIENTS": constants.values, "R": r, "M": m, "N": n} | steps[2] | pair.flags(meta, tf32)
         flags |= {"BIAS": bias is not None, "ACTIVATION": activation}
         if config["use"] == "registers":
-            triton_product.product_decode_registers[(tiles,)](*pair.operands, *sizes, **flags, **meta, **options)
+            tuning.launch(
+                triton_product.product_decode_registers, (tiles,), *pair.operands, *sizes, **flags, **meta, **options
+            )
             return out
         shape = (r, pair.count, pair.height, pair.width)
         products = a.new_empty(shape, dtype=torch_dtype(product_name))
         arrived = a.new_zeros(tiles, dtype=torch.int32)
-        triton_product.product_decode_arrival[(tiles * r,)](
-            *pair.operands, products, arrived, *sizes, **flags, **meta, **options
+        tuning.launch(
+            triton_product.product_decode_arrival,
+            (tiles * r,),
+            *pair.operands,
+            products,
+            arrived,
+            *sizes,
+            **flags,
+            **meta,
+            **options,
         )
         return out
 
@@ -291,7 +320,7 @@ class _Pair:
             raise UsageError(f"a {tuple(a.shape)} and b {tuple(b.shape)} do not multiply slice by slice")
         self.batch = np.broadcast_shapes(a.shape[1:-2], b.shape[1:-2])
         self.count = math.prod(self.batch)
-        self.rank, self.height, self.inner, self.width = a.shape[0], a.shape[-2], a.shape[-1], b.shape[-1]
+        self.rank, self.height, self.inner, self.width = (int(s) for s in (*a.shape[:1], *a.shape[-2:], b.shape[-1]))
         self.a, self.b = (self._flat(x) for x in (a, b))
         pairs = (None, None) if scales is None else tuple(self._flat(s) for s in scales)
         self.operands = (self.a, self.b, *pairs)
@@ -307,18 +336,25 @@ class _Pair:
 
     @property
     def size_class(self) -> str:
-        """What a shipped or measured configuration depends on, besides dtypes."""
-        return "large" if min(self.height, self.width) >= 128 else "small"
+        """What a shipped or measured configuration depends on, besides dtypes: whether tiles are whole, and "odd" for
+        operands that cannot be read 16 bytes at a time, or that fp8 tensor cores cannot take as they lie."""
+        per_read = 16 // self.a.element_size()
+        k_first = self.a.stride(3) == 1 and self.b.stride(2) == 1
+        unaligned = any(s % per_read for x in (self.a, self.b) for s in x.stride() if s != 1)
+        if unaligned or (self.name == "fp8_e4m3" and not k_first):
+            return "odd"
+        return "large" if self.height >= 128 and self.width >= 128 else "small"
 
     def tiles(self, meta: Config) -> int:
         """Output tiles of one slice."""
-        return -(-self.height // meta["HIGH"]) * -(-self.width // meta["WIDE"])
+        high, wide = int(meta["HIGH"]), int(meta["WIDE"])
+        return -(-self.height // high) * -(-self.width // wide)
 
     def flags(self, meta: Config, tf32: bool) -> Config:
         """Compile-time facts that all kernels with products take."""
         return {
             "SCALED": self.operands[2] is not None,
-            "WIDEN": interpreted(),
+            "WIDEN": interpreted() and tuning.traced() is None,
             "PRECISION": "tf32" if tf32 else "ieee",
             "IMPRECISE": min(meta["DEEP"], 128) if self.name == "fp8_e4m3" else 0,
             "EVEN": self.inner % meta["DEEP"] == 0,
@@ -348,13 +384,12 @@ class _Constants:
     """Coefficients (r, m, k) on the host, in the order of a flat tuple, and whether few enough of them are not zero
     that adding them up one by one keeps pace with memory."""
 
-    def __init__(self, values: tuple[float, ...], parts: int, moved: int) -> None:
+    def __init__(self, values: tuple[float, ...], moved: int) -> None:
         self.values = values
-        self.fits = len(values) <= MOST_CONSTANTS and parts <= MOST_UNROLLED
-        self.sparse = self.fits and sum(x != 0 for x in values) <= FLOPS_PER_BYTE * moved
+        self.sparse = sum(x != 0 for x in values) <= FLOPS_PER_BYTE * moved
 
 
-def _constants(coefficients: Coefficients, parts: int, moved: int) -> _Constants | None:
+def _constants(coefficients: Coefficients, moved: int) -> _Constants | None:
     """What may be compiled in; None when the coefficients lie on the device, or are too many."""
     if isinstance(coefficients, Tensor):
         if coefficients.device.type != "cpu":
@@ -362,8 +397,7 @@ def _constants(coefficients: Coefficients, parts: int, moved: int) -> _Constants
         coefficients = coefficients.detach().numpy()
     if coefficients.size > MOST_CONSTANTS:
         return None
-    found = _Constants(tuple(np.asarray(coefficients, np.float32).ravel().tolist()), parts, moved)
-    return found if found.fits else None
+    return _Constants(tuple(np.asarray(coefficients, np.float32).ravel().tolist()), moved)
 
 
 def _on_device(coefficients: Coefficients, device: torch.device) -> Tensor:
@@ -391,7 +425,7 @@ def _check(x: Tensor, what: str, known: tuple[str, ...]) -> str:
     name, is_complex = dtype_name(x.dtype)
     if is_complex or name not in known:
         raise UsageError(f"{what} is {x.dtype}; the GPU kernels take {', '.join(known)}: use the torch form")
-    if not x.is_cuda and not interpreted():
+    if not x.is_cuda and tuning.traced() is None and not interpreted():
         raise UsageError(f"{what} is on {x.device}; the GPU kernels take CUDA tensors")
     return name
 
@@ -435,11 +469,11 @@ def _steps(layout: str, m: int, k: int, height: int, width: int) -> tuple[int, i
 
 def _padded(parts: int) -> int:
     """``parts`` as a side of a matrix that tensor cores take."""
-    return next(size for size in (16, 32, 64, 128, MOST_PARTS) if parts <= size)
+    return next(size for size in (16, 32, MOST_PARTS) if parts <= size)
 
 
 def _parts_class(parts: int, constants: _Constants | None) -> str:
-    size = next((s for s in (4, 16, 64) if parts <= s), MOST_PARTS)
+    size = next(s for s in (4, 16, MOST_PARTS) if parts <= s)
     return f"{size}/{'sparse' if constants is not None and constants.sparse else 'dense'}"
 
 

@@ -16,7 +16,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -24,7 +24,18 @@ from typing import Any
 
 import torch
 
-__all__ = ["ARCHITECTURES", "Key", "cache_file", "choose", "defaults", "measuring", "programs", "source_hash"]
+__all__ = [
+    "ARCHITECTURES",
+    "Key",
+    "cache_file",
+    "choose",
+    "defaults",
+    "launch",
+    "measuring",
+    "programs",
+    "source_hash",
+    "tracing",
+]
 
 Config = dict[str, Any]
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
@@ -37,6 +48,15 @@ INTERPRETER_MORE: dict[str, Config] = {
     "arrival": {"DEEP": 16, "GROUP": 2, "BESIDE": 3, "STRIP": 8},
 }
 _measuring: ContextVar[bool] = ContextVar("measuring", default=False)
+_trace: ContextVar[Trace | None] = ContextVar("trace", default=None)
+
+
+@dataclass
+class Trace:
+    """Launches that were asked for and not made, while all kernels take one configuration: see ``tracing``."""
+
+    config: Config
+    launches: list[tuple[Any, tuple[Any, ...], Config]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -61,6 +81,31 @@ def measuring() -> Iterator[None]:
         yield
     finally:
         _measuring.reset(token)
+
+
+@contextlib.contextmanager
+def tracing(config: Config) -> Iterator[Trace]:
+    """Launchers called inside, on meta tensors, take ``config`` and only note (kernel, arguments, keywords)."""
+    trace = Trace(config)
+    token = _trace.set(trace)
+    try:
+        yield trace
+    finally:
+        _trace.reset(token)
+
+
+def traced() -> Trace | None:
+    """The innermost ``tracing`` that this code runs in."""
+    return _trace.get()
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **keywords: Any) -> None:
+    """Runs a Triton kernel over ``grid``, or notes it where launches are traced."""
+    trace = _trace.get()
+    if trace is None:
+        kernel[grid](*args, **keywords)
+    else:
+        trace.launches.append((kernel, args, keywords))
 
 
 @cache
@@ -92,11 +137,13 @@ def shipped(arch: str, key: Key) -> list[Config]:
 
 def programs(device: torch.device) -> int:
     """Programs that a persistent kernel starts for each wave: one a multiprocessor."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 3
 
 
 def choose(key: Key, uses: tuple[str, ...], device: torch.device, run: Callable[[Config], Any]) -> Config:
     """The configuration for ``key`` among those whose "use" is one of ``uses``; ``run`` is what measuring times."""
+    if (trace := _trace.get()) is not None:
+        return trace.config
     if device.type != "cuda":
         return {"use": uses[0]} | INTERPRETER | INTERPRETER_MORE.get(uses[0], {})
     text = f"{key.text} {'+'.join(uses)}"
@@ -143,9 +190,9 @@ def cache_file(name: str) -> Path:
 
 
 @cache
-def source_hash() -> str:
-    """16 hexadecimal digits of all that decides what a kernel is compiled to, triton's own version apart."""
-    digest = hashlib.sha256()
+def source_hash(more: bytes = b"") -> str:
+    """16 hexadecimal digits of all that decides what kernels are compiled to, triton apart, and of ``more``."""
+    digest = hashlib.sha256(more)
     for file in sorted(resources.files(__package__).iterdir(), key=lambda f: f.name):
         if file.name == "defaults.json" or re.fullmatch(r"(triton_\w+|gpu)\.py", file.name):
             digest.update(file.read_bytes())

@@ -118,5 +118,5 @@ def test_refusals() -> None:
         gpu.encode(x, u, "rows")
     with pytest.raises(UsageError, match="auto, unrolled, dot"):
         gpu.encode(x, u, method="fast")
-    with pytest.raises(UsageError, match="at most 256 parts"):
-        gpu.encode(x, torch.zeros(1, 17, 16))
+    with pytest.raises(UsageError, match="at most 64 parts"):
+        gpu.encode(x, torch.zeros(1, 13, 5))
