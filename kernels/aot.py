@@ -30,7 +30,7 @@ TENSOR_CORES = {"sm_80": "mma.sync", "sm_90": "wgmma", "sm_100": "tcgen05.mma"}
 # Rank and grid of parts that stand for a class of parts. What is unrolled takes the longer to compile the higher the
 # rank is, and no more registers: the tiles held are those of the parts.
 SCHEMES = {"4": (7, 2, 2), "16": (24, 4, 4), "64": (40, 5, 5)}
-_TRITON_NAMES = {"fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "fp8_e4m3": "fp8e4nv"}
+_TRITON_NAMES = {"fp64": "fp64", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "fp8_e4m3": "fp8e4nv"}
 # Sides of slices: multiples of every block; not so, but aligned; and odd.
 WHOLE, RAGGED, ODD = 1024, 1008, 1005
 
@@ -94,7 +94,7 @@ def cases() -> Iterator[Case]:
                     yield Case(arch, kernel, sizes, index, first)
                     if index == own[0][0]:
                         yield from (Case(arch, kernel, sizes, index, dtypes) for dtypes in more)
-                        if not sizes.endswith("odd"):
+                        if kernel != "score" and not sizes.endswith("odd"):
                             yield Case(arch, kernel, sizes, index, first, ragged=True)
 
 
@@ -104,6 +104,8 @@ def _dtypes(arch: str, kernel: str, sizes: str) -> list[str]:
         return ["bf16-bf16", "fp32-fp32", *fp8]
     if kernel == "decode":
         return ["fp32-bf16", "bf16-bf16"]
+    if kernel == "score":
+        return ["fp64"]
     width = {"8": "fp8_e4m3", "16": "bf16", "32": "fp32"}[sizes.partition("/")[0]]
     if kernel == "product":
         return [f"{width}-fp32"] + ([f"{width}-{width}"] if width == "bf16" else [])
@@ -124,6 +126,10 @@ def launches(case: Case) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
         return torch.empty(shape, dtype=torch_dtype(dtype), device="meta")
 
     with tuning.tracing(case.config) as trace:
+        if case.kernel == "score":
+            rank, m, k = SCHEMES["16"]
+            gpu.residuals(*(empty(64, rank, m, k) for _ in range(3)))
+            return trace.launches
         if case.kernel in ("encode", "decode"):
             rank, m, k = SCHEMES[case.sizes.partition("/")[0]]
             u = _ternary(rank, m, k)
@@ -157,6 +163,16 @@ def _ternary(rank: int, m: int, k: int) -> Any:
 def compile_case(case: Case) -> list[Figures]:
     """The figures of each launch of a case. Needs triton, outside its interpreter."""
     return [_compile(case.arch, *launch) for launch in launches(case)]
+
+
+def _attempt(case: Case) -> list[Figures] | str:
+    """The figures of a case, or why it does not compile, in one line."""
+    import triton
+
+    try:
+        return compile_case(case)
+    except (triton.CompilationError, subprocess.CalledProcessError, RuntimeError) as error:
+        return " ".join(str(error).split())[-300:]
 
 
 def _compile(arch: str, kernel: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Figures:
@@ -214,7 +230,7 @@ def complaint(case: Case, figures: Figures) -> str:
         return f"{figures.shared} bytes of shared memory, {case.arch} has {SHARED[case.arch]}"
     wanted = TENSOR_CORES[case.arch]
     # Less than 64 rows are less than wgmma and tcgen05 take, and fp32 is multiplied in full by ordinary cores.
-    large = case.sizes.endswith("large") and case.config["HIGH"] >= 64 and not case.dtypes.startswith("fp32")
+    large = case.sizes.endswith("large") and not case.dtypes.startswith("fp32")
     if case.kernel.startswith("product") and large and figures.tensor_cores != wanted:
         return f"multiplies by {figures.tensor_cores or 'ordinary cores'}, not {wanted}"
     return ""
@@ -224,20 +240,25 @@ def run(chosen: Sequence[Case], say: Callable[[str], None], workers: int | None 
     """Compiles cases, or reads what was compiled before; says one line a launch, returns what is wrong."""
     known = _read()
     missing = [case for case in chosen if case.text not in known]
+    wrong: list[str] = []
     if missing:
         with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
-            for case, found in zip(missing, pool.map(compile_case, missing), strict=True):
+            for case, found in zip(missing, pool.map(_attempt, missing), strict=True):
+                if isinstance(found, str):
+                    wrong.append(f"{case.text}: does not compile: {found}")
+                    continue
                 known[case.text] = [asdict(f) for f in found]
                 _write(known)  # at once: an interrupted check goes on where it was
-    wrong = []
     say(f"{'registers':>9} {'spills':>6} {'shared':>6} tensor cores  kernel")
     for case in chosen:
-        for figures in (Figures(**f) for f in known[case.text]):
+        for figures in (Figures(**f) for f in known.get(case.text, ())):
             line = f"{figures.registers:9} {figures.stack:6} {figures.shared:6} {figures.tensor_cores or '-':12}"
             reason = complaint(case, figures)
-            say(f"{line}  {figures.kernel}: {case.text}{'  <- ' + reason if reason else ''}")
+            say(f"{line}  {figures.kernel}: {case.text}")
             if reason:
                 wrong.append(f"{figures.kernel}, {case.text}: {reason}")
+    for line in wrong:
+        say(line)
     say(f"{len(chosen)} configurations ({len(missing)} compiled now), {len(wrong)} wrong")
     return wrong
 

@@ -24,7 +24,7 @@ from stl_search.kernels import tuning
 from stl_search.kernels.plan import LAYOUTS, dtype_name, torch_dtype
 from stl_search.kernels.reference import Stored, scale_for
 
-__all__ = ["ACTIVATIONS", "DTYPES", "available", "decode", "encode", "product", "product_decode"]
+__all__ = ["ACTIVATIONS", "DTYPES", "available", "decode", "encode", "product", "product_decode", "residuals"]
 
 Tensor = torch.Tensor
 Coefficients = Tensor | npt.NDArray[Any]
@@ -304,6 +304,33 @@ def product_decode(
     with _guard(a):
         key = tuning.Key("product_decode", f"{pair.name}-{product_name}-{out_name}", f"{m * n}/{pair.size_class}")
         return run(tuning.choose(key, _among(uses, method), a.device, run))
+
+
+def residuals(u: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """u: (S, r, m, k), v: (S, r, k, n), w: (S, r, m, n) in fp64 -> E and kappa, (S) each, in one launch for all S.
+
+    The figures of ``score.expected_error`` and ``score.noise_gain``, in fp64. Raises UsageError for other dtypes and
+    for shapes that do not agree.
+    """
+    count, r, m, k = u.shape
+    n = v.shape[-1]
+    if v.shape != (count, r, k, n) or w.shape != (count, r, m, n):
+        raise UsageError(f"u {tuple(u.shape)}, v {tuple(v.shape)} and w {tuple(w.shape)} are no <m,k,n> schemes")
+    for x, what in ((u, "u"), (v, "v"), (w, "w")):
+        _check(x, what, ("fp64",))
+    error, gain = (u.new_empty((count, m * k)) for _ in range(2))
+    if error.numel():
+        from stl_search.kernels import triton_score
+
+        with _guard(u):
+            options = _split(tuning.choose(tuning.Key("score", "fp64", "all"), ("triton",), u.device, lambda _: None))[
+                1
+            ]
+            sides = (1 << max(side - 1, 0).bit_length() for side in (k * n, m * n))
+            flags = {"M": m, "K": k, "N": n, "KN": next(sides), "MN": next(sides)}
+            factors = (x.contiguous() for x in (u, v, w))
+            tuning.launch(triton_score.residuals, (count * m * k,), *factors, error, gain, r, **flags, **options)
+    return error.sum(1) / (m * k * n), gain.sum(1) / (m * k * n)
 
 
 class _Pair:

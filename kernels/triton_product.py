@@ -326,7 +326,7 @@ def product_decode_arrival(
         y = unscaled(y, a_scale, b_scale, q, batch, a_scale_slice, a_scale_batch, b_scale_slice, b_scale_batch)
     i = (i0 + tl.arange(0, HIGH))[:, None]
     j = (j0 + tl.arange(0, WIDE))[None, :]
-    product_step = batches.to(tl.int64) * height * width
+    product_step = tl.cast(batches, tl.int64) * height * width
     products += batch * height * width
     place = q * product_step + i.to(tl.int64) * width + j
     tl.store(products + place, y.to(products.dtype.element_ty), mask=(i < height) & (j < width))
