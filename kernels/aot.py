@@ -172,7 +172,7 @@ def _attempt(case: Case) -> list[Figures] | str:
     try:
         return compile_case(case)
     except (triton.CompilationError, subprocess.CalledProcessError, RuntimeError) as error:
-        return " ".join(str(error).split())[-300:]
+        return " ".join(str(error).split())[-160:]
 
 
 def _compile(arch: str, kernel: Any, args: tuple[Any, ...], keywords: dict[str, Any]) -> Figures:

@@ -337,21 +337,21 @@ def product_decode_arrival(
         tl.debug_barrier()
         out += batch * rows * cols
         for strip in range(0, HIGH, STRIP):
-            i = (i0 + strip + tl.arange(0, STRIP))[:, None]
-            inside = (i < height) & (j < width)
+            row = (i0 + strip + tl.arange(0, STRIP))[:, None]
+            inside = (row < height) & (j < width)
             sums = ()
             for _ in tl.static_range(M * N):
                 sums = sums + (tl.full((STRIP, WIDE), 0.0, tl.float32),)
             for term in tl.static_range(R):
-                place = product_step * term + i.to(tl.int64) * width + j
+                there = products + product_step * term + row.to(tl.int64) * width + j
                 # .cg reads L2, past an L1 that knows nothing of other programs' stores
-                p = tl.load(products + place, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
+                p = tl.load(there, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float32)
                 sums = add_term(sums, p, COEFFICIENTS, term, M * N)
             store_parts(
                 sums,
                 out,
                 bias,
-                i,
+                row,
                 j,
                 inside,
                 rows,
