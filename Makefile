@@ -15,7 +15,7 @@ CACHES := .mypy_cache .ruff_cache .pytest_cache .hypothesis
 help:
 	@echo 'make run         discover a scheme, prove it, multiply real matrices with it'
 	@echo 'make test        all tests'
-	@echo 'make check       lint, formatting, types, import layers, shipped catalog'
+	@echo 'make check       lint, formatting, types, import layers, GPU kernels compiled, shipped catalog'
 	@echo 'make wheel-test  build a wheel and try it in an empty environment'
 	@echo 'make format      put all files into the standard format'
 	@echo 'make clean       delete caches and build products (.venv stays)'
@@ -42,6 +42,8 @@ check: $(READY)
 	@$(BIN)/mypy
 	@echo '== import layers'
 	@$(BIN)/pytest -q tests/test_layers.py
+	@echo '== GPU kernels, compiled without a GPU'
+	@$(BIN)/python -m stl_search.kernels.aot
 	@echo '== shipped catalog'
 	@find catalog -path 'catalog/schemes/*.json' -exec $(BIN)/stl-search verify {} +
 

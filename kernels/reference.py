@@ -31,6 +31,7 @@ __all__ = [
     "product",
     "restore",
     "rounded",
+    "scale_for",
     "store",
 ]
 
@@ -187,10 +188,15 @@ def store(x: Tensor, dtype: str) -> Stored:
     if dtype != "fp8_e4m3":
         return Stored(x.to(kind).contiguous())
     peak = x.abs().amax(dim=(-2, -1), keepdim=True) if x.numel() else x.new_ones((*x.shape[:-2], 1, 1))
-    scale = torch.where(peak > 0, FP8_MAX / peak, torch.ones_like(peak))
-    # A peak so small that its scale overflows is stored unscaled, as zero: nothing finite turns into NaN.
-    scale = torch.where(torch.isinf(scale), torch.ones_like(scale), scale)
+    scale = scale_for(peak)
     return Stored((x * scale).to(kind).contiguous(), scale)
+
+
+def scale_for(peak: Tensor) -> Tensor:
+    """The fp8_e4m3 scales of slices whose largest magnitudes are ``peak``, of any shape."""
+    scale = torch.where(peak == 0, torch.ones_like(peak), FP8_MAX / peak)  # NaN ruins the scale, infinity makes it 0
+    # A peak so small that its scale overflows is stored unscaled, as zero: nothing finite turns into NaN.
+    return torch.where(torch.isinf(scale), torch.ones_like(scale), scale)
 
 
 def restore(stored: Stored, dtype: str) -> Tensor:
