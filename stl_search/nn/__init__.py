@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from stl_search.nn.convert import CANDIDATES, Config, Report, Row, convert_, unconvert_
 from stl_search.nn.layers import Encoders, STLConv2d, STLLayer, STLLinear
 
-__all__ = ["Encoders", "STLConv2d", "STLLayer", "STLLinear"]
+__all__ = [
+    "CANDIDATES",
+    "Config",
+    "Encoders",
+    "Report",
+    "Row",
+    "STLConv2d",
+    "STLLayer",
+    "STLLinear",
+    "convert_",
+    "unconvert_",
+]

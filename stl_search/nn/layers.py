@@ -232,6 +232,10 @@ class STLLayer(nn.Module):
             raise UsageError(f"{self}: its encoded weight is no dense one's encoding any more")
         return b.T.reshape(self._weight_shape()).to(self.encoded.dtype)
 
+    def to_dense(self) -> nn.Module:
+        """The dense layer that does the same; raises UsageError where there is none, see ``dense_weight``."""
+        raise NotImplementedError
+
     def _exactness(self) -> float:
         """How far from exact the encoders may be: rounding of the dtype in one product of the layer's own size.
 
@@ -410,7 +414,7 @@ class STLLinear(STLLayer):
             raise UsageError(f"x has shape {tuple(x.shape)}, its last dimension must be {self.in_features}")
         return self._multiply(x) if x.ndim > 1 else self._multiply(x[None])[0]
 
-    def to_linear(self) -> nn.Linear:
+    def to_dense(self) -> nn.Linear:
         """The nn.Linear that does the same; raises UsageError where there is none, see ``dense_weight``."""
         return _dense(nn.Linear(self.in_features, self.out_features, bias=False, device="meta"), self)
 
@@ -527,17 +531,11 @@ class STLConv2d(STLLayer):
         y = self._multiply(rows).transpose(-2, -1)
         return y.reshape(*y.shape[:-1], *heights)
 
-    def to_conv(self) -> nn.Conv2d:
+    def to_dense(self) -> nn.Conv2d:
         """The nn.Conv2d that does the same; raises UsageError where there is none, see ``dense_weight``."""
-        sizes: tuple[Any, ...] = (self.kernel_size, self.stride, self.padding, self.dilation)
-        shell = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            *sizes,
-            bias=False,
-            padding_mode=self.padding_mode,
-            device="meta",
-        )
+        names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "padding_mode")
+        settings: dict[str, Any] = {name: getattr(self, name) for name in names}
+        shell = nn.Conv2d(**settings, bias=False, device="meta")
         return _dense(shell, self)
 
     def extra_repr(self) -> str:
