@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stl_search.nn.convert import CANDIDATES, Config, Report, Row, convert_, unconvert_
+from stl_search.nn.convert import CANDIDATES, Config, Report, Row, Survey, convert_, survey, unconvert_
 from stl_search.nn.layers import Encoders, STLConv2d, STLLayer, STLLinear
 
 __all__ = [
@@ -14,6 +14,8 @@ __all__ = [
     "STLConv2d",
     "STLLayer",
     "STLLinear",
+    "Survey",
     "convert_",
+    "survey",
     "unconvert_",
 ]

@@ -163,31 +163,50 @@ def fit_directions(scheme: Scheme, width: int, seen: Seen, b: Tensor) -> tuple[E
 
 
 @torch.no_grad()
-def refit(layer: STLLayer, x: Tensor, y: Tensor, rounds: int = 2) -> None:
+def refit(layer: STLLayer, x: Tensor, y: Tensor, mean: Tensor | None = None, rounds: int = 2) -> None:
     """Least squares on rows x: (S, K) with outputs y: (S, N) before the bias, in place and in turn, ``rounds`` times.
 
     The decoder w, given the rest, solves an r x r system; an encoded weight solves one of r J unknowns, the same for
     all columns (left alone above ``LARGEST``). A dense weight stays, and so do its encoders. Never worse on x than
-    before, but for the ridge.
+    before, but for the ridge. For rows centred by ``mean``, (K,), what the layer makes of the mean counts too: as far
+    as it differs from one row of a tile to the next, since the rest is left to the bias.
     """
     e = layer.encoders
     m, n = e.w.shape[1:]
-    x, y = x.float() if x.dtype != torch.float64 else x, y.to(x.dtype if x.dtype == torch.float64 else torch.float32)
-    a = functional.encode_lhs(x, e.u.to(x.dtype))  # (r, I, J)
+    kind = torch.promote_types(x.dtype, torch.float32)
+    x, y, u = x.to(kind), y.to(kind), e.u.to(kind)
+    a = functional.encode_lhs(x, u)  # (r, I, J)
     r, down, across = a.shape
+    constant = a.new_zeros(r, 1, across) if mean is None else functional.encode_lhs(mean.to(x).expand(m, -1), u)
+    constant = constant * math.sqrt(down)  # one tile that weighs as much as all of them
     target = functional.tiles(y, m, n)  # (I, m, L, n)
+    turn = _averages_first(m).to(x)
     for _ in range(rounds if layer.encoded is not None else 1):
         if layer.encoded is not None and r * across <= LARGEST:
-            w = e.w.to(x.dtype)
-            flat = a.permute(0, 2, 1).reshape(r * across, down)
-            pairs = torch.einsum("qac,pac->qp", w, w).repeat_interleave(across, 0).repeat_interleave(across, 1)
+            w = e.w.to(kind)
+            gram = a.new_zeros(r * across, r * across)
+            for hat, decoder in ((a, w), (constant, w - w.mean(1, keepdim=True))):
+                flat = hat.permute(0, 2, 1).reshape(r * across, -1)
+                pairs = torch.einsum("qac,pac->qp", decoder, decoder)
+                gram += flat @ flat.T * pairs.repeat_interleave(across, 0).repeat_interleave(across, 1)
             right = torch.einsum("qij,qil->qjl", a, torch.einsum("qac,ialc->qil", w, target))
-            before = layer.encoded.to(x.dtype).reshape(r * across, -1)
-            found = _ridge_solve(flat @ flat.T * pairs, right.reshape(r * across, -1), before)
+            before = layer.encoded.to(kind).reshape(r * across, -1)
+            found = _ridge_solve(gram, right.reshape(r * across, -1), before)
             layer.encoded.copy_(found.reshape(layer.encoded.shape))
-        p = torch.einsum("qij,qjl->qil", a, layer.encoded_weight().to(x.dtype)).flatten(1)
-        right = (p @ target.permute(0, 2, 1, 3).reshape(p.shape[1], m * n)).reshape(r, m * n)
-        e.w.copy_(_ridge_solve(p @ p.T, right, e.w.to(x.dtype).flatten(1)).reshape(e.w.shape))
+        b_hat = layer.encoded_weight().to(kind)
+        p, c = (torch.einsum("qij,qjl->qil", hat, b_hat).flatten(1) for hat in (a, constant))
+        turned = torch.einsum("ha,ialc->hilc", turn, target).reshape(m, p.shape[1], n)
+        w = torch.einsum("ha,qac->hqc", turn, e.w.to(kind))
+        w = torch.stack([_ridge_solve(p @ p.T + (c @ c.T if h else 0), p @ turned[h], w[h]) for h in range(m)])
+        e.w.copy_(torch.einsum("ha,hqc->qac", turn, w))
+
+
+def _averages_first(size: int) -> Tensor:
+    """An orthonormal basis of R^size, (size, size), whose first row is constant."""
+    basis = torch.eye(size, dtype=torch.float64)
+    basis[:, 0] = 1.0
+    q, _ = torch.linalg.qr(basis)
+    return q.T
 
 
 def _ridge_solve(gram: Tensor, right: Tensor, before: Tensor) -> Tensor:

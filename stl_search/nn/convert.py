@@ -19,7 +19,7 @@ from stl_search.nn.layers import DEFAULT_ENCODER, Encoders, STLConv2d, STLLayer,
 from stl_search.runtime.dispatch import request_of
 from stl_search.scheme import Scheme
 
-__all__ = ["CANDIDATES", "Config", "Report", "Row", "convert_", "unconvert_"]
+__all__ = ["CANDIDATES", "Config", "Report", "Row", "Survey", "convert_", "survey", "unconvert_"]
 
 Tensor = torch.Tensor
 _STRASSEN = "catalog:best?shape=2,2,2&rank=7&ring=ZT"
@@ -57,11 +57,13 @@ class Config:
             raise UsageError(f'weight is {self.weight!r:.40}, must be "dense" or "encoded"')
         if self.budget is not None and not 0 < self.budget <= 1:
             raise UsageError(f"budget is {self.budget!r:.40}, must be a share of the multiplications, in (0, 1]")
-        wide = any(isinstance(c, tuple) for c in (self.candidates if self.budget is not None else (self.encoder,)))
-        if self.calibrate is None and (self.budget is not None or wide):
-            raise UsageError("a budget or a width needs calibration data: give calibrate, which runs the model on it")
-        if self.sharing == "shared" and (self.budget is not None or wide or self.calibrate is not None):
+        if self.sharing == "shared" and (self._needs_data or self.calibrate is not None):
             raise UsageError("shared encoders belong to all layers and are not fitted to one: give no calibrate")
+
+    @property
+    def _needs_data(self) -> bool:
+        """Whether there is no converting without calibration data."""
+        return self.budget is not None or isinstance(self.encoder, tuple)
 
 
 @dataclass(frozen=True)
@@ -112,18 +114,43 @@ class Report:
         return "\n".join([*lines, f"operations of these layers: {self.ratio:.3f} of dense"])
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What calibration found: ``seen`` by each layer, how much the output feels it, and ``options`` for a budget.
+
+    ``options[name][candidate]`` is the row of the report that this choice would give; the candidate None is dense.
+    """
+
+    seen: dict[str, Seen]
+    sensitivities: dict[str, float]
+    options: dict[str, dict[Any, Row]]
+
+    def within(self, budget: float, names: list[str]) -> dict[str, Any]:
+        """The choice for each of these layers, by least sum of (sensitivity * measured error)^2 within the budget."""
+        if missing := [name for name in names if name not in self.options]:
+            raise UsageError(f"the survey has no options for {missing[0]!r:.80}: make it with a budget in its config")
+        tables = [list(self.options[name].items()) for name in names]
+        costs = [[row.flops[1] * row.rows for _, row in table] for table in tables]
+        losses = [[((row.sensitivity or 0.0) * (row.measured or 0.0)) ** 2 for _, row in table] for table in tables]
+        picks = calibrate.allocate(costs, losses, budget * sum(row[0] for row in costs))
+        return {name: table[i][0] for name, table, i in zip(names, tables, picks, strict=True)}
+
+
 def convert_(
     model: nn.Module,
     config: Config | None = None,
     filter_fn: Callable[[nn.Module, str], bool] | None = None,
     skip: Iterable[str] = (),
+    *,
+    survey: Survey | None = None,
 ) -> Report:
     """The nn.Linear and nn.Conv2d layers of ``model`` become STL layers in place; also ``model`` itself if it is one.
 
     Layers keep their identity, hooks and, where the weight stays dense, their Parameters. ``filter_fn(layer, name)``
     says which to convert, ``skip`` lists names, of layers or of parts of the model, to leave alone. Subclasses (such as
     the projection inside nn.MultiheadAttention), grouped convolutions and, for encoded weights, weights that are tied
-    to others are left as they are, and the report says why. Raises UsageError for unknown names in ``skip``, and what
+    to others are left as they are, and the report says why. ``survey`` is what ``survey`` found for the same model,
+    layers, calibration and candidates. Raises UsageError for unknown names in ``skip``, and what
     loading the encoders raises; the model is then unchanged.
 
     >>> from stl_search.scheme import Scheme
@@ -134,46 +161,66 @@ def convert_(
     """
     config = config or Config()
     layers, left = _chosen(model, config, filter_fn, tuple(skip))
-    seen: dict[str, Seen] = {}
-    weights: dict[str, float] = {}
-    if config.calibrate is not None and layers:
-        seen, output = _watch(model, layers, config.calibrate)
-        for name in [name for name, s in seen.items() if not s.count]:
+    found = survey
+    if found is None and config.calibrate is not None and layers:
+        found = _surveyed(model, config, layers)
+    if found is None and config._needs_data and layers:
+        raise UsageError("a budget or a width needs calibration data: give calibrate, which runs the model on it")
+    if found is not None:
+        for name in [name for name in layers if name not in found.seen]:
             left[name] = "calibration never ran it"
-            del layers[name], seen[name]
-        if config.budget is not None:
-            probe = config.probe or config.calibrate
-            output = _run(model, probe) if config.probe is not None else output
-            weights = {name: _sensitivity(model, layer, probe, output) for name, layer in layers.items()}
+            del layers[name]
     shared = Encoders.of(config.encoder) if config.sharing == "shared" else None
-    choices = dict.fromkeys(layers, shared or config.encoder)
-    kept: list[Row] = []
+    choices: dict[str, Any] = dict.fromkeys(layers, shared or config.encoder)
     if config.budget is not None and layers:
-        picks = _within(config.budget, layers, config, seen, weights)
-        choices = {name: pick for name, pick in picks.items() if pick is not None}
-        kept = [_kept(name, layers[name], seen[name], weights[name]) for name, pick in picks.items() if pick is None]
-    made = {
-        name: _option(name, layers[name], c, config, seen.get(name), weights.get(name)) for name, c in choices.items()
-    }
-    for name, (new, _) in made.items():
+        assert found is not None
+        choices = found.within(config.budget, list(layers))
+    rows, made = [], {}
+    for name, choice in choices.items():
+        seen = found.seen[name] if found is not None else None
+        weight = found.sensitivities.get(name) if found is not None else None
+        if choice is None:
+            assert seen is not None
+            rows.append(_kept(name, layers[name], seen, weight))
+        else:
+            made[name], row = _option(name, layers[name], choice, config, seen, weight)
+            rows.append(row)
+    for name, new in made.items():
         _become(layers[name], new)
     _no_fast_path(model)
-    order = {name: i for i, name in enumerate(layers)}
-    return Report(sorted([*(row for _, row in made.values()), *kept], key=lambda row: order[row.name]), left)
+    return Report(rows, left)
 
 
-def _within(
-    budget: float, layers: dict[str, nn.Module], config: Config, seen: dict[str, Seen], weights: dict[str, float]
-) -> dict[str, Any]:
-    """For each layer the candidate to convert it with, or None to keep it dense: least change of the output."""
-    costs, losses = [], []
-    for name, layer in layers.items():
-        rows = [_kept(name, layer, seen[name], weights[name])]
-        rows += [_option(name, layer, c, config, seen[name], weights[name])[1] for c in config.candidates]
-        costs.append([row.flops[1] * row.rows for row in rows])
-        losses.append([(weights[name] * (row.measured or 0.0)) ** 2 for row in rows])
-    picks = calibrate.allocate(costs, losses, budget * sum(row[0] for row in costs))
-    return {name: (None, *config.candidates)[i] for name, i in zip(layers, picks, strict=True)}
+def survey(
+    model: nn.Module,
+    config: Config,
+    filter_fn: Callable[[nn.Module, str], bool] | None = None,
+    skip: Iterable[str] = (),
+) -> Survey:
+    """What ``convert_`` measures before it chooses, to be handed to it for several budgets; the model is unchanged.
+
+    Raises UsageError for a config without ``calibrate`` and what ``convert_`` raises.
+    """
+    if config.calibrate is None:
+        raise UsageError("a survey needs calibration data: give calibrate, which runs the model on it")
+    return _surveyed(model, config, _chosen(model, config, filter_fn, tuple(skip))[0])
+
+
+def _surveyed(model: nn.Module, config: Config, layers: dict[str, nn.Module]) -> Survey:
+    assert config.calibrate is not None
+    seen, output = _watch(model, layers, config.calibrate)
+    seen = {name: s for name, s in seen.items() if s.count}
+    if config.budget is None:
+        return Survey(seen, {}, {})
+    probe = config.probe or config.calibrate
+    output = _run(model, probe) if config.probe is not None else output
+    weights = {name: _sensitivity(model, layers[name], probe, output) for name in seen}
+    options = {}
+    for name, s in seen.items():
+        options[name] = {None: _kept(name, layers[name], s, weights[name])}
+        for c in config.candidates:
+            options[name][c] = _option(name, layers[name], c, config, s, weights[name])[1]
+    return Survey(seen, weights, options)
 
 
 def unconvert_(model: nn.Module) -> list[str]:
@@ -357,7 +404,7 @@ def _option(
         if width is None and not exact:
             mean = seen.mean.to(weight.device, weight.dtype)
             centred = x - mean
-            calibrate.refit(new, centred, centred @ weight.flatten(1).T)
+            calibrate.refit(new, centred, centred @ weight.flatten(1).T, mean)
         if not exact:
             calibrate.correct_bias(new, weight, seen.mean)
         held = seen.held_out.to(weight.device, weight.dtype)
@@ -378,7 +425,7 @@ def _option(
     return new, row
 
 
-def _kept(name: str, layer: Any, seen: Seen, sensitivity: float) -> Row:
+def _kept(name: str, layer: Any, seen: Seen, sensitivity: float | None) -> Row:
     held = [p for p in (layer.weight, layer.bias) if p is not None]
     flops, count, size = 2.0 * layer.weight.numel(), sum(p.numel() for p in held), sum(p.nbytes for p in held)
     return Row(name, "dense", (flops, flops), (count, count), (size, size), 0.0, 0.0, sensitivity, seen.rows)
