@@ -49,21 +49,24 @@ def recentred(layer: nn.Linear, new: torch.Tensor, seen: Seen) -> None:
 
 
 def prune(layer: nn.Linear, seen: Seen | None) -> None:
-    """2:4 by magnitude; with calibration data the kept weights are refitted by least squares, output by output."""
-    mask = two_of_four(layer.weight)
+    """2:4 by magnitude; with calibration data by SparseGPT (Frantar and Alistarh, arXiv 2301.00774).
+
+    That goes through the inputs in order, picks what to drop by its cost to the output, and lets the inputs to come
+    make up for it.
+    """
+    weight = layer.weight.detach().clone()
     if seen is None:
-        layer.weight.data *= mask
+        layer.weight.data = weight * two_of_four(weight)
         return
     c = seen.covariance
     c = c + RIDGE * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype)
-    right = layer.weight.double() @ c
-    new = torch.zeros_like(right)
-    for rows in torch.arange(len(mask)).split(32):
-        kept = mask[rows].nonzero()[:, 1].view(len(rows), -1)
-        gram = c[kept[:, :, None], kept[:, None, :]].float()
-        found = torch.linalg.solve(gram, right[rows].gather(1, kept).float())
-        new[rows] = new[rows].scatter(1, kept, found.double())
-    recentred(layer, new.float(), seen)
+    factor = torch.linalg.cholesky(torch.linalg.inv(c), upper=True).float()
+    for i in range(len(c)):
+        if i % 4 == 0:
+            kept = two_of_four(weight[:, i : i + 4] / factor.diagonal()[i : i + 4])
+        error = weight[:, i] * ~kept[:, i % 4] / factor[i, i]
+        weight[:, i:] -= torch.outer(error, factor[i, i:])
+    recentred(layer, weight, seen)
 
 
 def low_rank(layer: nn.Linear, seen: Seen | None, shares: list[float]) -> tuple[list[torch.Tensor], list[float]]:
@@ -124,7 +127,7 @@ def methods(dense: nn.Module, found: stl.nn.Survey) -> Iterator[tuple[str, float
     yield "dense", 1.0, 1.0, lambda: dense
     yield "int8 row-wise", 0.5, 0.5, quantised
     yield "2:4 magnitude", 0.5, 0.5, lambda: each(lambda _, layer: prune(layer, None))
-    yield "2:4 magnitude calibrated", 0.5, 0.5, lambda: each(lambda name, layer: prune(layer, found.seen[name]))
+    yield "2:4 calibrated (SparseGPT)", 0.5, 0.5, lambda: each(lambda name, layer: prune(layer, found.seen[name]))
     for budget in BUDGETS:
         config = stl.nn.Config(budget=budget)
         yield "STL calibrated, by budget", budget, budget, lambda config=config: converted(config, True)

@@ -76,15 +76,21 @@ def test_moments_and_samples_leave_a_quarter_out() -> None:
     "scheme", [ROUGH, Scheme((2, 3, 4), "R", *(inputs(9, *s).numpy() for s in ((2, 3), (3, 4), (2, 4))))]
 )
 def test_the_predicted_error_is_the_one_met(scheme: Scheme) -> None:
-    """On independent tiles of given moments; and E itself where entries are independent."""
-    x, b = structured(6000, scheme.shape[1]), inputs(scheme.shape[1], 4000, seed=1) + 1.0  # one inner tile
-    layer = STLLinear(b.shape[0], b.shape[1], bias=False, encoder=scheme, dtype=torch.float64)
-    with torch.no_grad():
-        layer.weight.copy_(b.T)
-        exact = x @ b
-        measured = float((layer(x) - exact).norm() / exact.norm())
-    assert calibrate.predicted_error(scheme, x, b) == pytest.approx(measured, rel=0.02)  # thousands of tiles
-    x, b = inputs(2000, 12), inputs(12, 2000, seed=1)
+    m, k, n = scheme.shape
+
+    def measured(x: torch.Tensor, b: torch.Tensor) -> float:
+        layer = STLLinear(b.shape[0], b.shape[1], bias=False, encoder=scheme, dtype=torch.float64)
+        layer.weight.data = b.T
+        return float((layer(x).detach() - x @ b).norm() / (x @ b).norm())
+
+    # one inner tile: every tile of x meets every tile of b, so that nothing but their moments counts
+    x, b = structured(10 * m, k), inputs(k, 8 * n, seed=1) + 1.0
+    assert calibrate.predicted_error(scheme, x, b) == pytest.approx(measured(x, b), rel=1e-9)
+    # many inner tiles, independent, with a mean: the spread of a sum over some hundred tiles each way
+    x, b = inputs(100 * m, 6 * k) + 0.3, inputs(6 * k, 100 * n, seed=1) - 0.2
+    assert calibrate.predicted_error(scheme, x, b) == pytest.approx(measured(x, b), rel=0.05)
+    # independent entries: E itself
+    x, b = inputs(1000, 12), inputs(12, 1000, seed=1)
     assert calibrate.predicted_error(scheme, x, b) == pytest.approx(math.sqrt(score.expected_error(scheme)), rel=0.05)
 
 

@@ -136,7 +136,7 @@ def test_a_few_steps_lower_the_loss() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses[mode].append(float(loss))
+            losses[mode].append(float(loss.detach()))
         assert losses[mode][-1] < 0.9 * losses[mode][0]
         assert all(not torch.equal(layer.get_parameter(name), p) for name, p in before.items())
     again = STLLinear(8, 8, encoder=Encoders.random((2, 2, 2), 5, torch.Generator().manual_seed(4)), weight="encoded")

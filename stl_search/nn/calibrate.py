@@ -205,8 +205,8 @@ def _averages_first(size: int) -> Tensor:
     """An orthonormal basis of R^size, (size, size), whose first row is constant."""
     basis = torch.eye(size, dtype=torch.float64)
     basis[:, 0] = 1.0
-    q, _ = torch.linalg.qr(basis)
-    return q.T
+    q: Tensor = torch.linalg.qr(basis)[0]
+    return q.mT
 
 
 def _ridge_solve(gram: Tensor, right: Tensor, before: Tensor) -> Tensor:
