@@ -59,7 +59,14 @@ def test_moments_and_samples_leave_a_quarter_out() -> None:
     fit = x[:6].reshape(-1, 8)
     assert (seen.rows, seen.count) == (40, 30)
     np.testing.assert_allclose(seen.covariance.numpy(), np.cov(fit.numpy().T, bias=True), atol=1e-10)
-    assert torch.equal(seen.sample, fit)
+    far = seen_of(nn.Linear(8, 3), (x + 1e4).float())  # a mean far from zero costs no digits of the covariance
+    rounding = float(np.abs(fit.numpy()).max() * 1e4 * 2.0**-24 * 4)
+    np.testing.assert_allclose(far.covariance.numpy(), seen.covariance.numpy(), atol=rounding)
+    seen.add(x[:3] + 1)
+    both = torch.cat([fit, x[:2].reshape(-1, 8) + 1])
+    np.testing.assert_allclose(seen.covariance.numpy(), np.cov(both.numpy().T, bias=True), atol=1e-10)
+    assert torch.equal(seen.sample, both)
+    seen = seen_of(nn.Linear(8, 3), x)
     assert torch.equal(seen.held_out, x[6:].reshape(-1, 8))
     one = seen_of(nn.Linear(8, 3), x[0])  # a single sequence: its last rows
     assert torch.equal(one.sample, x[0, :4])

@@ -27,7 +27,7 @@ LARGEST = 6144  # unknowns of one normal matrix: its factorisation takes 8e10 mu
 
 
 class Seen:
-    """The rows x: (..., M, K) that enter one layer: count, mean, uncentred second moment, and samples (S, K).
+    """The rows x: (..., M, K) that enter one layer: how many, their mean and covariance, and samples (S, K).
 
     A quarter of each call's rows (whole leading entries where there are several, else the last rows) is held out: it
     is in ``held_out`` and in nothing else. Samples keep m consecutive rows together for every m that divides M.
@@ -38,7 +38,8 @@ class Seen:
         self.rows = 0
         self.count = 0
         self.sum = torch.zeros(size, dtype=torch.float64)
-        self.products = torch.zeros(size, size, dtype=torch.float64)
+        self.products = torch.zeros(size, size, dtype=torch.float64)  # of rows less ``shift``, near their mean
+        self.shift: Tensor | None = None
         self._fit: list[Tensor] = []
         self._held: list[Tensor] = []
 
@@ -61,8 +62,11 @@ class Seen:
             if space > 0 and len(part):
                 sample.append(part[:space].clone())
         wide = fit.to(torch.promote_types(fit.dtype, torch.float32))
+        if self.shift is None and len(wide):
+            self.shift = wide.mean(0)
         self.count += len(wide)
         self.sum += wide.double().sum(0).cpu()
+        wide = wide - self.shift if self.shift is not None else wide
         self.products += (wide.T @ wide).double().cpu()  # rounded in float32 at worst, far below RIDGE
 
     @property
@@ -73,7 +77,8 @@ class Seen:
     @property
     def covariance(self) -> Tensor:
         """E (x - E x)(x - E x)^T: (K, K)."""
-        return self.products / max(self.count, 1) - torch.outer(self.mean, self.mean)
+        off = self.mean - (0.0 if self.shift is None else self.shift.double().cpu())
+        return self.products / max(self.count, 1) - torch.outer(off, off)
 
     @property
     def sample(self) -> Tensor:
