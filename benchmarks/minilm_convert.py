@@ -131,8 +131,10 @@ def methods(dense: nn.Module, found: stl.nn.Survey) -> Iterator[tuple[str, float
     for budget in BUDGETS:
         config = stl.nn.Config(budget=budget)
         yield "STL calibrated, by budget", budget, budget, lambda config=config: converted(config, True)
-    config = stl.nn.Config((STRASSEN, 4))
-    yield "STL calibrated, Strassen on 4 features in every layer", 7 / 16, 0, lambda: converted(config, True)
+    for width in (3, 4):
+        config = stl.nn.Config((STRASSEN, width))
+        name = f"STL calibrated, Strassen on {width} features in every layer"
+        yield name, 7 / (4 * width), 0, lambda config=config: converted(config, True)
     for rank in (48, 32, 24, 16):
         entry = APPROXIMATE.format(rank) if rank < 48 else APPROXIMATE.format(49) + "&ring=ZT"
         rank = rank if rank < 48 else 49

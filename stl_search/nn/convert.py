@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ __all__ = ["CANDIDATES", "Config", "Report", "Row", "Survey", "convert_", "surve
 
 Tensor = torch.Tensor
 _STRASSEN = "catalog:best?shape=2,2,2&rank=7&ring=ZT"
+MODERATE = 0.2  # the candidate of about this error tells how much the output feels a layer: nearly linear there
 CANDIDATES: tuple[Any, ...] = (_STRASSEN, *((_STRASSEN, width) for width in (3, 4, 6, 8, 12)))
 
 
@@ -178,13 +179,12 @@ def convert_(
     rows, made = [], {}
     for name, choice in choices.items():
         seen = found.seen[name] if found is not None else None
-        weight = found.sensitivities.get(name) if found is not None else None
         if choice is None:
             assert seen is not None
-            rows.append(_kept(name, layers[name], seen, weight))
+            row = _kept(name, layers[name], seen)
         else:
-            made[name], row = _option(name, layers[name], choice, config, seen, weight)
-            rows.append(row)
+            made[name], row = _option(name, layers[name], choice, config, seen)
+        rows.append(replace(row, sensitivity=found.sensitivities.get(name) if found is not None else None))
     for name, new in made.items():
         _become(layers[name], new)
     _no_fast_path(model)
@@ -214,12 +214,15 @@ def _surveyed(model: nn.Module, config: Config, layers: dict[str, nn.Module]) ->
         return Survey(seen, {}, {})
     probe = config.probe or config.calibrate
     output = _run(model, probe) if config.probe is not None else output
-    weights = {name: _sensitivity(model, layers[name], probe, output) for name in seen}
-    options = {}
+    weights, options = {}, {}
     for name, s in seen.items():
-        options[name] = {None: _kept(name, layers[name], s, weights[name])}
-        for c in config.candidates:
-            options[name][c] = _option(name, layers[name], c, config, s, weights[name])[1]
+        made = {c: _option(name, layers[name], c, config, s) for c in config.candidates}
+        rows = {None: _kept(name, layers[name], s), **{c: row for c, (_, row) in made.items()}}
+        tried = min(made.values(), key=lambda m: abs((m[1].measured or 0.0) - MODERATE), default=None)
+        weights[name] = 0.0
+        if tried is not None and tried[1].measured:
+            weights[name] = _sensitivity(model, layers[name], tried[0], tried[1].measured, probe, output)
+        options[name] = {c: replace(row, sensitivity=weights[name]) for c, row in rows.items()}
     return Survey(seen, weights, options)
 
 
@@ -336,24 +339,19 @@ def _run(model: nn.Module, run: Callable[[nn.Module], Tensor]) -> Tensor:
     return output.detach()
 
 
-NOISE = 0.1  # of the centred output of one layer: small enough to be nearly linear, far above rounding
+def _sensitivity(
+    model: nn.Module, layer: nn.Module, new: STLLayer, error: float, run: Callable[[nn.Module], Tensor], output: Tensor
+) -> float:
+    """|change of the model's output| / |output| with ``new`` in the place of ``layer``, for each unit of its error.
 
-
-def _sensitivity(model: nn.Module, layer: Any, run: Callable[[nn.Module], Tensor], output: Tensor) -> float:
-    """|change of the model's output| / |output|, for each unit of relative error in one layer's output, by noise."""
-    generator = torch.Generator().manual_seed(0)
-
-    def disturb(_: nn.Module, __: Any, y: Tensor) -> Tensor:
-        flat = (y if isinstance(layer, nn.Linear) else y.transpose(-3, -1)).reshape(-1, layer.weight.shape[0])
-        size = float((flat - flat.mean(0)).square().mean().sqrt())
-        return y + NOISE * size * torch.randn(y.shape, generator=generator).to(y.device, y.dtype)
-
-    handle = layer.register_forward_hook(disturb)
+    Noise instead of a real candidate misleads: averages over many rows cancel it, and no approximation's error.
+    """
+    handle = layer.register_forward_hook(lambda _, args, y: new(args[0]))
     try:
         changed = _run(model, run)
     finally:
         handle.remove()
-    return float(torch.linalg.vector_norm(changed - output) / torch.linalg.vector_norm(output)) / NOISE
+    return float(torch.linalg.vector_norm(changed - output) / torch.linalg.vector_norm(output)) / error
 
 
 # -- one layer, one choice ---------------------------------------------------------------------------------------------
@@ -374,9 +372,7 @@ def _build(layer: nn.Module, encoder: Any, mode: str, per_row: bool) -> STLLayer
     return STLLinear.from_linear(layer, encoder, weight=mode, per_row=per_row)
 
 
-def _option(
-    name: str, layer: Any, encoder: Any, config: Config, seen: Seen | None, sensitivity: float | None
-) -> tuple[STLLayer, Row]:
+def _option(name: str, layer: Any, encoder: Any, config: Config, seen: Seen | None) -> tuple[STLLayer, Row]:
     """The STL layer that would take the place of ``layer``, which is not changed, and its row of the report."""
     weight, bias = layer.weight.detach(), layer.bias
     scheme, width = encoder if isinstance(encoder, tuple) else (encoder, None)
@@ -419,13 +415,12 @@ def _option(
         (sum(p.nbytes for p in before), sum(p.numel() * weight.element_size() for p in now)),
         predicted,
         measured,
-        sensitivity,
-        seen.rows if seen is not None else 1,
+        rows=seen.rows if seen is not None else 1,
     )
     return new, row
 
 
-def _kept(name: str, layer: Any, seen: Seen, sensitivity: float | None) -> Row:
+def _kept(name: str, layer: Any, seen: Seen) -> Row:
     held = [p for p in (layer.weight, layer.bias) if p is not None]
     flops, count, size = 2.0 * layer.weight.numel(), sum(p.numel() for p in held), sum(p.nbytes for p in held)
-    return Row(name, "dense", (flops, flops), (count, count), (size, size), 0.0, 0.0, sensitivity, seen.rows)
+    return Row(name, "dense", (flops, flops), (count, count), (size, size), 0.0, 0.0, rows=seen.rows)
