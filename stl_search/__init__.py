@@ -18,17 +18,32 @@ from stl_search.verify import verify  # eager: the function, not the module of t
 if TYPE_CHECKING:
     from stl_search.catalog.store import load
     from stl_search.runtime.amm import amm, encode_lhs, encode_rhs, explain
+    from stl_search.runtime.estimate import apriori_bound, estimate_error
     from stl_search.search.portfolio import discover
 
 __version__ = "0.1.0"
 
-__all__ = ["Scheme", "StlError", "amm", "discover", "encode_lhs", "encode_rhs", "explain", "load", "verify"]
+__all__ = [
+    "Scheme",
+    "StlError",
+    "amm",
+    "apriori_bound",
+    "discover",
+    "encode_lhs",
+    "encode_rhs",
+    "estimate_error",
+    "explain",
+    "load",
+    "verify",
+]
 
 _LAZY = {
     "amm": "stl_search.runtime.amm",
     "encode_lhs": "stl_search.runtime.amm",
     "encode_rhs": "stl_search.runtime.amm",
     "explain": "stl_search.runtime.amm",
+    "apriori_bound": "stl_search.runtime.estimate",
+    "estimate_error": "stl_search.runtime.estimate",
     "discover": "stl_search.search.portfolio",
     "load": "stl_search.catalog.store",
 }

@@ -9,6 +9,7 @@ __all__ = [
     "NotFoundError",
     "SchemeError",
     "StlError",
+    "StlWarning",
     "UsageError",
     "VerificationError",
 ]
@@ -53,3 +54,7 @@ class NotFoundError(StlError):
 
 class BudgetError(StlError):
     """A job that would need more memory or size than the stated limits."""
+
+
+class StlWarning(UserWarning):
+    """What a user should know of a result that is still right: a fallback that cost time, a layer left as it was."""

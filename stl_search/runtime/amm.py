@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from stl_search.errors import UsageError
 from stl_search.kernels import reference
 from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype, wider
 from stl_search.runtime.dispatch import DEFAULT, Problem, Request, choose, explain, request_of, with_out
+from stl_search.runtime.estimate import guarded
 from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to_kind
 
 __all__ = ["BACKENDS", "EncodedOperand", "amm", "encode_lhs", "encode_rhs", "explain", "relative_error"]
@@ -34,6 +36,8 @@ def amm(
     speedup: float | None = None,
     out_dtype: Any = None,
     backend: str = "auto",
+    check: bool = False,
+    randomize: Any = None,
 ) -> Any:
     """A: (..., M, K), B: (..., K, N) -> C: (..., M, N), about A @ B, by a bilinear scheme; of the operands' kind.
 
@@ -48,6 +52,12 @@ def amm(
 
     A or B may be an ``EncodedOperand``: then its plan is meant. ``backend`` is "auto" or "reference".
 
+    ``check`` estimates the error of the result (``estimate_error``) and returns the dense product, with a StlWarning,
+    where it exceeds ``rtol``; an encoder that names one scheme may then come with ``rtol``. ``randomize`` is a seed:
+    rows, columns and inner indices are mixed by random orthogonal transforms that cancel in the result, so that the
+    expected error does not hinge on structure in the data: ("hadamard", seed), or ("signs", seed) for signs alone,
+    which are cheaper and leave the magnitudes of entries where they are; see ``runtime.estimate``.
+
     Raises UsageError in one sentence for operands that do not go together, and what loading ``encoder`` raises.
 
     >>> import stl_search as stl
@@ -58,6 +68,10 @@ def amm(
     """
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r:.40}; known: {', '.join(BACKENDS)}")
+    if check or randomize is not None:
+        multiply = partial(amm, encoder=encoder, speedup=speedup, out_dtype=out_dtype, backend=backend)
+        dense = partial(_dense_as, out_dtype)
+        return guarded(multiply, dense, A, B, encoder, rtol, check, randomize)
     a = A if isinstance(A, EncodedOperand) else read(A, "A")
     b = B if isinstance(B, EncodedOperand) else read(B, "B")
     batch = _check_pair(a, b)
@@ -210,6 +224,11 @@ def _out_name(out_dtype: Any, a: Operand | EncodedOperand) -> str:
     if a.kind == "numpy":
         numpy_dtype(name, a.complex)
     return name
+
+
+def _dense_as(out_dtype: Any, a: Operand, b: Operand) -> Any:
+    """A @ B in the precision that ``amm`` was asked for."""
+    return _dense(a, b, a.dtype if out_dtype is None else _out_name(out_dtype, a))
 
 
 def _dense(a: Operand, b: Operand, out: str) -> Any:

@@ -1,0 +1,401 @@
+"""Calibration and conversion: closed forms against plain least squares, budgets kept, models converted and back."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import stl_search as stl
+from stl_search import score, transform
+from stl_search.errors import UsageError
+from stl_search.nn import Config, Encoders, STLConv2d, STLLinear, calibrate, convert_, unconvert_
+from stl_search.nn.calibrate import Seen
+from stl_search.scheme import Scheme
+from stl_search.testing import STRASSEN
+
+
+def inputs(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+ROUGH = Scheme((2, 2, 2), "R", *(f[:5] for f in STRASSEN.as_float()))
+RANDOM = Scheme((2, 3, 4), "R", *(inputs(9, *side).numpy() for side in ((2, 3), (3, 4), (2, 4))))
+CLASSICAL = transform.classical((1, 2, 1))
+
+
+def structured(rows: int, size: int, seed: int = 0) -> torch.Tensor:
+    """Correlated rows with a mean: a few directions carry most."""
+    mix = inputs(size, size, seed=50) * 0.7 ** torch.arange(size, dtype=torch.float64)
+    return inputs(rows, size, seed=seed) @ mix.T + 3 * inputs(size, seed=51)
+
+
+def model(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    inner = nn.Sequential(nn.Linear(8, 12, dtype=torch.float64), nn.Tanh())
+    return nn.Sequential(inner, nn.Linear(12, 6, bias=False, dtype=torch.float64))
+
+
+def seen_of(layer: nn.Module, x: torch.Tensor) -> Seen:
+    seen = Seen(layer, layer.weight[0].numel())
+    seen.add(x)
+    return seen
+
+
+# -- calibration -------------------------------------------------------------------------------------------------------
+
+
+def test_moments_and_samples_leave_a_quarter_out() -> None:
+    x = structured(40, 8).reshape(8, 5, 8)
+    seen = seen_of(nn.Linear(8, 3), x)
+    fit = x[:6].reshape(-1, 8)
+    assert (seen.rows, seen.count) == (40, 30)
+    np.testing.assert_allclose(seen.covariance.numpy(), np.cov(fit.numpy().T, bias=True), atol=1e-10)
+    far = seen_of(nn.Linear(8, 3), (x + 1e4).float())  # a mean far from zero costs no digits of the covariance
+    rounding = float(np.abs(fit.numpy()).max() * 1e4 * 2.0**-24 * 4)
+    np.testing.assert_allclose(far.covariance.numpy(), seen.covariance.numpy(), atol=rounding)
+    seen.add(x[:3] + 1)
+    both = torch.cat([fit, x[:2].reshape(-1, 8) + 1])
+    np.testing.assert_allclose(seen.covariance.numpy(), np.cov(both.numpy().T, bias=True), atol=1e-10)
+    assert torch.equal(seen.sample, both)
+    seen = seen_of(nn.Linear(8, 3), x)
+    assert torch.equal(seen.held_out, x[6:].reshape(-1, 8))
+    one = seen_of(nn.Linear(8, 3), x[0])  # a single sequence: its last rows
+    assert torch.equal(one.sample, x[0, :4])
+    assert torch.equal(one.held_out, x[0, 4:])
+    conv = nn.Conv2d(2, 3, 3, padding=1, dtype=torch.float64)
+    image = inputs(4, 2, 5, 4)
+    seen = seen_of(conv, image)
+    assert seen.rows == 4 * 20
+    flat = seen.sample @ conv.weight.flatten(1).T.detach() + conv.bias.detach()
+    torch.testing.assert_close(flat, conv(image[:3]).detach().permute(0, 2, 3, 1).reshape(-1, 3))
+
+
+@pytest.mark.parametrize(
+    "scheme", [ROUGH, Scheme((2, 3, 4), "R", *(inputs(9, *s).numpy() for s in ((2, 3), (3, 4), (2, 4))))]
+)
+def test_the_predicted_error_is_the_one_met(scheme: Scheme) -> None:
+    m, k, n = scheme.shape
+
+    def measured(x: torch.Tensor, b: torch.Tensor) -> float:
+        layer = STLLinear(b.shape[0], b.shape[1], bias=False, encoder=scheme, dtype=torch.float64)
+        layer.weight.data = b.T
+        return float((layer(x).detach() - x @ b).norm() / (x @ b).norm())
+
+    # one inner tile: every tile of x meets every tile of b, so that nothing but their moments counts
+    x, b = structured(10 * m, k), inputs(k, 8 * n, seed=1) + 1.0
+    assert calibrate.predicted_error(scheme, x, b) == pytest.approx(measured(x, b), rel=1e-9)
+    # many inner tiles, independent, with a mean: the spread of a sum over some hundred tiles each way
+    x, b = inputs(100 * m, 6 * k) + 0.3, inputs(6 * k, 100 * n, seed=1) - 0.2
+    assert calibrate.predicted_error(scheme, x, b) == pytest.approx(measured(x, b), rel=0.05)
+    # independent entries: E itself
+    x, b = inputs(1000, 12), inputs(12, 1000, seed=1)
+    assert calibrate.predicted_error(scheme, x, b) == pytest.approx(math.sqrt(score.expected_error(scheme)), rel=0.05)
+
+
+@pytest.mark.parametrize(("scheme", "width"), [(CLASSICAL, 5), (STRASSEN, 4), (STRASSEN, 3), (STRASSEN, 2)])
+def test_directions_are_fitted_by_least_squares(scheme: Scheme, width: int) -> None:
+    linear = nn.Linear(11, 6, bias=False, dtype=torch.float64)
+    x = structured(4000, 11)
+    seen = seen_of(linear, x)
+    b = linear.weight.detach().T
+    encoders, b_hat, error = calibrate.fit_directions(scheme, width, seen, b)
+    layer = STLLinear.from_linear(linear, encoders, weight="encoded")
+    with torch.no_grad():
+        layer.encoded.copy_(b_hat)
+    fit = seen.sample - seen.mean
+    y, exact = layer(fit).detach(), fit @ b
+    # what is predicted from moments is met on the rows that they come from
+    assert float((y - exact).norm() / exact.norm()) == pytest.approx(error, rel=1e-6, abs=1e-6)
+    # no weight on the same directions does better, but for the ridge: J(ridge) <= J(best) + RIDGE |best|^2
+    m, k, n = scheme.shape
+    alone, _, _ = calibrate.fit_directions(transform.classical((1, k, 1)), width, seen, b)
+    z = stl.nn.functional.encode_lhs(fit, alone.u.detach()).permute(1, 2, 0).flatten(1)  # the directions themselves
+    best = torch.linalg.lstsq(z, exact, driver="gelsd").solution
+    least, found = ((g - exact).square().sum() / len(fit) for g in (z @ best, y))
+    assert least * (1 - 1e-9) <= found <= least + calibrate.RIDGE * best.square().sum() * (1 + 1e-9)
+    if width == k:
+        assert least < 1e-20  # nothing is left out
+    # at most k of width directions of each tile are used
+    tiles = -(-11 // width)
+    assert torch.linalg.matrix_rank(y) <= min(6, tiles * k)
+
+
+def test_one_wide_tile_is_the_best_low_rank_approximation() -> None:
+    linear = nn.Linear(10, 8, bias=False, dtype=torch.float64)
+    x = structured(3000, 10)
+    seen = seen_of(linear, x)
+    b = linear.weight.detach().T
+    _, _, error = calibrate.fit_directions(transform.classical((1, 3, 1)), 10, seen, b)
+    values = torch.linalg.svdvals(torch.linalg.cholesky(seen.covariance).T @ b)
+    best = float((values[3:].square().sum() / values.square().sum()).sqrt())  # Eckart and Young
+    assert best * (1 - 1e-9) <= error < best * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("mode", ["dense", "encoded"])
+def test_refitting_never_makes_it_worse_and_finds_what_is_there(mode: str) -> None:
+    linear = nn.Linear(8, 6, bias=False, dtype=torch.float64)
+    x = structured(400, 8)
+    y = (x @ linear.weight.T).detach()
+    layer = STLLinear.from_linear(linear, ROUGH, weight=mode)
+    before, w = gap_of(layer, x, y), layer.encoders.w.detach().clone()
+    calibrate.refit(layer, x, y, rounds=4)
+    assert gap_of(layer, x, y) < 0.95 * before
+    if mode == "dense":
+        assert torch.equal(layer.weight, linear.weight)
+        # the decoder is the least-squares one: the gap is orthogonal to every product, but for the ridge
+        p = torch.einsum("qij,qjl->qil", _a_hat(layer, x), layer.encoded_weight().detach())
+        gap = (layer(x).detach() - y).reshape(-1, 2, 3, 2).permute(0, 2, 1, 3).reshape(-1, 4)
+        pull = calibrate.RIDGE * p.square().sum(dim=(1, 2)).mean() * (layer.encoders.w.detach() - w)
+        torch.testing.assert_close((p.flatten(1) @ gap).norm(), pull.norm())
+    # factors drawn away from an exact scheme find the way back: the weight is encoded again
+    exact = STLLinear.from_linear(linear, STRASSEN, weight="encoded")
+    with torch.no_grad():
+        exact.encoded += 0.1 * inputs(*exact.encoded.shape)
+    spoiled = gap_of(exact, x, y)
+    calibrate.refit(exact, x, y, rounds=2)
+    assert gap_of(exact, x, y) < 0.05 * spoiled
+
+
+def gap_of(layer: STLLinear, x: torch.Tensor, y: torch.Tensor) -> float:
+    return float((layer(x).detach() - y).norm())
+
+
+@pytest.mark.parametrize("mode", ["dense", "encoded"])
+def test_refitting_minds_the_mean_as_far_as_no_bias_can(mode: str) -> None:
+    """On rows far from zero: fitting to the centred rows alone leaves rows of a tile apart from each other."""
+    linear = nn.Linear(8, 6, bias=False, dtype=torch.float64)
+    x = structured(400, 8) + 30 * inputs(8, seed=9)
+    y, mean = (x @ linear.weight.T).detach(), x.mean(0)
+    errors = {}
+    for heed in (None, mean):
+        layer = STLLinear.from_linear(linear, ROUGH, weight=mode)
+        calibrate.refit(layer, x - mean, y - y.mean(0), heed)
+        calibrate.correct_bias(layer, linear.weight.detach(), mean)
+        errors[heed is None] = gap_of(layer, x, y)
+    assert errors[False] < 0.5 * errors[True]
+
+
+def _a_hat(layer: STLLinear, x: torch.Tensor) -> torch.Tensor:
+    return stl.nn.functional.encode_lhs(x, layer.encoders.u.detach())
+
+
+def test_the_bias_makes_up_for_the_mean() -> None:
+    linear = nn.Linear(8, 6, bias=False, dtype=torch.float64)
+    layer = STLLinear.from_linear(linear, ROUGH)
+    mean = inputs(8) + 5
+    calibrate.correct_bias(layer, linear.weight.detach(), mean)
+    x = mean.expand(2, 8)
+    torch.testing.assert_close(layer(x).mean(0), (x @ linear.weight.T)[0])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 4), st.floats(0, 1))
+def test_allocation_keeps_the_budget_and_is_near_the_best(seed: int, layers: int, choices: int, share: float) -> None:
+    rng = np.random.default_rng(seed)
+    costs = rng.integers(1, 20, (layers, choices)).tolist()
+    losses = rng.integers(0, 50, (layers, choices)).tolist()
+    least, most = sum(map(min, costs)), sum(map(max, costs))
+    budget = least + share * (most - least)
+    picks = calibrate.allocate(costs, losses, budget)
+
+    def total(table: Any, picks: Any) -> float:
+        return sum(row[i] for row, i in zip(table, picks, strict=True))
+
+    assert total(costs, picks) <= budget
+    every = itertools.product(range(choices), repeat=layers)
+    best = min(total(losses, p) for p in every if total(costs, p) <= budget)
+    # Everett: what the relaxation leaves open is at most one layer's step
+    assert total(losses, picks) <= best + max(max(row) - min(row) for row in losses)
+    if share == 1:
+        assert total(losses, picks) == best
+
+
+def test_a_budget_below_everything_is_refused() -> None:
+    with pytest.raises(UsageError, match="below the cheapest"):
+        calibrate.allocate([[4.0, 2.0]], [[0.0, 1.0]], 1.0)
+
+
+# -- conversion --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharing", ["layer", "row", "shared"])
+@pytest.mark.parametrize("mode", ["dense", "encoded"])
+def test_a_nested_model_is_converted_in_place_and_back(mode: str, sharing: str) -> None:
+    m = model()
+    twin, x = copy.deepcopy(m), inputs(5, 8)
+    first, parameter = m[0][0], m[0][0].weight
+    calls: list[int] = []
+    first.register_forward_hook(lambda *_: calls.append(1))
+    report = convert_(m, Config(STRASSEN, weight=mode, sharing=sharing))
+    assert m[0][0] is first
+    assert isinstance(first, STLLinear)
+    assert [row.name for row in report.rows] == ["0.0", "1"]
+    torch.testing.assert_close(m(x), twin(x), rtol=0, atol=1e-13)
+    assert calls == [1]
+    assert (m[0][0].encoders is m[1].encoders) == (sharing == "shared")
+    assert (first.weight is parameter) == (mode == "dense")
+    assert m[1].bias is None
+    row = report.rows[0]
+    assert row.parameters == (8 * 12 + 12, 7 * 4 * 6 + 12 + 7 * 4 * (5 if sharing == "row" else 2))
+    assert row.bytes == tuple(8 * p for p in row.parameters) if sharing != "shared" else row.bytes[0] == 8 * 108
+    assert "STLLinear" not in str(report)
+    assert "<2,2,2> r=7" in str(report)
+    assert unconvert_(m) == ["0.0", "1"]
+    assert type(first) is nn.Linear
+    torch.testing.assert_close(m(x), twin(x), rtol=0, atol=1e-13)
+    assert calls == [1, 1]
+    m.load_state_dict(twin.state_dict())
+
+
+def test_the_model_itself_may_be_the_layer() -> None:
+    for layer, x in ((nn.Linear(5, 3), torch.ones(2, 5)), (nn.Conv2d(2, 3, 3), torch.ones(2, 2, 5, 5))):
+        want = layer(x)
+        report = convert_(layer, Config(STRASSEN))
+        assert isinstance(layer, STLLinear | STLConv2d)
+        assert report.rows[0].name == ""
+        torch.testing.assert_close(layer(x), want)
+        assert unconvert_(layer) == [""]
+        torch.testing.assert_close(layer(x), want)
+
+
+def test_what_is_skipped_filtered_or_not_ours_stays() -> None:
+    class Odd(nn.Linear):
+        pass
+
+    m = nn.ModuleDict(
+        {
+            "a": model(),
+            "b": nn.Linear(4, 4),
+            "odd": Odd(4, 4),
+            "grouped": nn.Conv2d(4, 4, 3, groups=2),
+            "tied": nn.Linear(4, 4),
+            "attention": nn.MultiheadAttention(4, 1),
+        }
+    )
+    m["table"] = nn.Embedding(4, 4)
+    m["table"].weight = m["tied"].weight
+    report = convert_(m, Config(STRASSEN, weight="encoded"), lambda layer, name: layer.in_features != 12, ["a.0"])
+    assert [row.name for row in report.rows] == ["b"]
+    assert set(report.left) == {"a.0.0", "a.1", "odd", "grouped", "tied", "attention.out_proj"}
+    for name, word in (("a.0.0", "skipped"), ("a.1", "filtered"), ("odd", "Odd"), ("tied", "tied"), ("grouped", "2 g")):
+        assert word in report.left[name]
+    assert "a.0.0" in str(report)
+    assert m["table"].weight is m["tied"].weight
+    again = convert_(m, Config(STRASSEN))  # tied weights may stay dense; what is converted already stays
+    assert [row.name for row in again.rows] == ["a.0.0", "a.1", "tied"]
+    assert m["table"].weight is m["tied"].weight
+
+
+def test_fused_transformer_kernels_do_not_go_round_it() -> None:
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    x = inputs(2, 5, 8).float()
+    with torch.no_grad():
+        want = block(x)
+        convert_(block, Config(ROUGH))
+        assert not torch.allclose(block(x), want, atol=1e-3)  # an approximate scheme shows
+
+
+def test_without_a_dense_counterpart_nothing_is_changed_back() -> None:
+    m = model()
+    convert_(m, Config(STRASSEN), skip=["1"])
+    convert_(m, Config(ROUGH))
+    with pytest.raises(UsageError, match=r"^1: .*is not exact"):
+        unconvert_(m)
+    assert isinstance(m[0][0], STLLinear)
+
+
+def test_calibration_helps_and_a_budget_is_kept_and_repeats() -> None:
+    x, other = structured(600, 8).reshape(60, 10, 8) / 8, structured(100, 8, seed=7) / 8
+    dense = model()
+    want = dense(other).detach()
+
+    def change(config: Config) -> tuple[float, Any, nn.Module]:
+        m = copy.deepcopy(dense).train()
+        report = convert_(m, config)
+        assert all(part.training for part in m.modules())
+        return float((m(other).detach() - want).norm() / want.norm()), report, m
+
+    def run(m: nn.Module) -> torch.Tensor:
+        assert not m.training
+        return m(x)
+
+    plain = change(Config(ROUGH))[0]
+    decoder = change(Config(ROUGH, calibrate=run))[0]
+    both, report, _ = change(Config(ROUGH, weight="encoded", calibrate=run))
+    assert both < decoder < plain
+    assert all(0 < row.measured < 1 and row.predicted > 0 for row in report.rows)
+    wide, report, m = change(Config((STRASSEN, 4), calibrate=run))
+    assert report.rows[0].predicted == pytest.approx(report.rows[0].measured, rel=0.5)
+    assert m[1].bias is not None  # made: the mean is corrected
+    config = Config(budget=0.75, candidates=((CLASSICAL, 12), (CLASSICAL, 8)), calibrate=run, probe=run)
+    survey = stl.nn.survey(dense, config)
+    assert {type(part) for part in dense.modules()} == {nn.Sequential, nn.Linear, nn.Tanh}
+    found = {}
+    for budget in (1.0, 0.9, 0.75):
+        m = copy.deepcopy(dense)
+        report = convert_(m, Config(budget=budget), survey=survey)
+        assert report.ratio <= budget * (1 + 1e-12)
+        found[budget] = float((m(other).detach() - want).norm() / want.norm())
+    assert found[1.0] == 0
+    assert 0 < found[0.9] <= found[0.75] < 1
+    assert change(config)[0] == found[0.75]  # the same choice, the same numbers
+
+
+def test_sensitivity_is_the_gain_of_what_follows() -> None:
+    m = nn.Sequential(nn.Linear(6, 6, bias=False), nn.Linear(6, 6, bias=False), nn.Linear(1, 1)).double()
+    with torch.no_grad():
+        m[1].weight.copy_(torch.diag(torch.tensor([3.0, 3, 3, 3, 3, 3])))
+    x = inputs(400, 6) * torch.tensor([4.0, 4, 4, 1, 1, 1])
+    run = lambda m: m[1](m[0](x))  # noqa: E731
+    survey = stl.nn.survey(m, Config(budget=1.0, candidates=((CLASSICAL, 3),), calibrate=run), skip=["2"])
+    for name in ("0", "1"):
+        # the output has no mean and what follows is a multiple of the identity: errors arrive as they are, but for
+        # the rows that were held out for measuring
+        assert survey.sensitivities[name] == pytest.approx(1, rel=0.25)
+        assert survey.options[name][None].measured == 0
+    assert stl.nn.survey(m, Config(budget=1.0, candidates=(), calibrate=run)).sensitivities == {"0": 0.0, "1": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: convert_(model(), skip=["nowhere"]), "skip names 'nowhere'"),
+        (lambda: Config(sharing="all"), "sharing is 'all'"),
+        (lambda: Config(weight="thin"), "weight is 'thin'"),
+        (lambda: Config(budget=1.5), "budget is 1.5"),
+        (lambda: Config((STRASSEN, 4), sharing="shared"), "shared encoders"),
+        (lambda: convert_(model(), Config(budget=0.5)), "needs calibration data"),
+        (lambda: convert_(model(), Config((STRASSEN, 4))), "needs calibration data"),
+        (lambda: convert_(model(), Config("catalog:best")), "open selector"),
+        (lambda: convert_(model(), Config(ROUGH, calibrate=lambda m: None)), "must return a tensor"),
+        (lambda: convert_(model(), Config((STRASSEN, 1), calibrate=lambda m: m(inputs(9, 8)))), "at least k"),
+        (lambda: stl.nn.survey(model(), Config()), "needs calibration data"),
+        (
+            lambda: convert_(
+                model(), Config(budget=0.5), survey=stl.nn.survey(model(), Config(calibrate=lambda m: m(inputs(9, 8))))
+            ),
+            "has no options",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_sentence(call: Any, words: str) -> None:
+    with pytest.raises(UsageError) as error:
+        call()
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_layer_that_calibration_never_ran_is_left() -> None:
+    m = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+    report = convert_(m, Config(ROUGH, calibrate=lambda m: m[0](torch.ones(8, 4))))
+    assert report.left == {"1": "calibration never ran it"}
+    assert Encoders.of(ROUGH).expected_error() == pytest.approx(score.expected_error(ROUGH))
