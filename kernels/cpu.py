@@ -59,7 +59,7 @@ def encode(x: Tensor, coefficients: Tensor, layout: str = "block", dtype: torch.
 def encode_into(x: Tensor, coefficients: Tensor, layout: str, out: Tensor, top: int = 0, left: int = 0) -> None:
     """Into ``out``: (r, ..., rows, cols), the window of all slices of x: (..., M, K) that begins at (top, left)."""
     blocks = _Side.of_matrix(x, coefficients, layout, top, left)
-    _run(blocks, _Side.of_slices(out), out.shape, coefficients, by_output=True)
+    _run(blocks, _Side.of_slices(out), out.shape[1:], coefficients, by_output=True)
 
 
 def decode(
@@ -74,12 +74,15 @@ def decode(
     return out
 
 
-def decode_into(p: Tensor, coefficients: Tensor, layout: str, out: Tensor, top: int = 0, left: int = 0) -> None:
-    """What p, the window of all slices that begins at (top, left), decodes to in ``out``: (..., M, N)."""
-    if p.stride(-1) != 1:
-        p = p.contiguous()
+def decode_into(
+    p: Tensor | Sequence[Tensor], coefficients: Tensor, layout: str, out: Tensor, top: int = 0, left: int = 0
+) -> None:
+    """What p, the window of all slices that begins at (top, left), decodes to in ``out``: (..., M, N).
+
+    p: (r, ..., rows, cols), or its r slices, all laid out alike.
+    """
     blocks = _Side.of_matrix(out, coefficients, layout, top, left)
-    _run(_Side.of_slices(p), blocks, p.shape, coefficients, by_output=False)
+    _run(_Side.of_slices(p), blocks, p[0].shape, coefficients, by_output=False)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -97,12 +100,13 @@ class _Side:
     entries from column to column; ``rows`` and ``cols`` (P,) say how much of each piece is there, the rest is zero.
     """
 
-    def __init__(self, x: Tensor, base: Any, step: int, stride: int, rows: Any, cols: Any, lead: int) -> None:
+    def __init__(self, x: Tensor, base: Any, step: int, stride: int, rows: Any, cols: Any) -> None:
+        """``x`` is one piece, (..., rows, cols), or what all lie in; ``base`` holds addresses."""
         size = x.itemsize
         self.tag = _TAGS[x.dtype]
-        self.base = x.data_ptr() + size * np.asarray(base, np.int64).ravel()
+        self.base = np.asarray(base, np.int64).ravel()
         offsets = np.zeros((), np.int64)
-        for length, jump in zip(x.shape[lead:-2], x.stride()[lead:-2], strict=True):
+        for length, jump in zip(x.shape[:-2], x.stride()[:-2], strict=True):
             offsets = np.add.outer(offsets, size * jump * np.arange(length))
         self.batch = offsets.ravel()
         self.step, self.stride = size * step, stride
@@ -119,25 +123,32 @@ class _Side:
             height, width = -(-x.shape[-2] // m), -(-x.shape[-1] // k)
             rows = np.minimum(x.shape[-2] - a * height, height) * one - top
             cols = np.minimum(x.shape[-1] - b * width, width) * one - left
-            return cls(x, (a * height + top) * down + (b * width + left) * right, down, right, rows, cols, 0)
+            entries = (a * height + top) * down + (b * width + left) * right
+            return cls(x, x.data_ptr() + x.itemsize * entries, down, right, rows, cols)
         rows = -((a - x.shape[-2]) // m) * one - top
         cols = -((b - x.shape[-1]) // k) * one - left
-        return cls(x, (a + top * m) * down + (b + left * k) * right, m * down, k * right, rows, cols, 0)
+        entries = (a + top * m) * down + (b + left * k) * right
+        return cls(x, x.data_ptr() + x.itemsize * entries, m * down, k * right, rows, cols)
 
     @classmethod
-    def of_slices(cls, x: Tensor) -> _Side:
+    def of_slices(cls, x: Tensor | Sequence[Tensor]) -> _Side:
         """The r slices of x: (r, ..., rows, cols)."""
-        r, down, right = x.shape[0], x.stride(-2), x.stride(-1)
-        return cls(x, np.arange(r) * x.stride(0), down, right, np.full(r, x.shape[-2]), np.full(r, x.shape[-1]), 1)
+        one = x[0]
+        if isinstance(x, Tensor):
+            base = x.data_ptr() + x.itemsize * x.stride(0) * np.arange(len(x))
+        else:
+            base = np.array([piece.data_ptr() for piece in x], np.int64)
+        rows, cols = (np.full(len(x), n) for n in one.shape[-2:])
+        return cls(one, base, one.stride(-2), one.stride(-1), rows, cols)
 
     def arguments(self) -> tuple[Any, ...]:
         """As ``combine_rows`` takes them."""
         return self.tag, self.base, self.batch, self.step, self.stride, self.rows, self.cols
 
 
-def _run(source: _Side, target: _Side, slices: Sequence[int], coefficients: Tensor, by_output: bool) -> None:
-    """All rows of slices: (r, ..., height, width) of all batches, shared among as many threads as torch would use."""
-    height, width = slices[-2:]
+def _run(source: _Side, target: _Side, piece: Sequence[int], coefficients: Tensor, by_output: bool) -> None:
+    """All rows of the slices, each (..., height, width), shared among as many threads as torch would use."""
+    height, width = piece[-2:]
     total = len(source.batch) * height
     if total == 0 or width == 0:
         return
