@@ -24,6 +24,7 @@ Operand = Tensor | dense.Packed
 
 CHUNK = 256 << 20  # bytes of encoded rows of A and of products that are worth being in memory together
 FEWEST = 16  # rows and columns of a slice below which a limit is refused rather than honoured
+SOME = 128  # rows of a slice that make a product worth while
 
 
 def applies(plan: Plan, *operands: Tensor) -> bool:
@@ -70,26 +71,28 @@ def multiply(
         b_hat = b if encoded[1] or isinstance(b, dense.Packed) else encode(b, plan, "rhs")
         cpu.decode_into(_products(a_hat, b_hat, plan), _factor(plan), plan.layout, out)
         return out
-    lead = [int(x) for x in encoded]
-    if isinstance(b, Tensor) and (math.prod(b.shape[lead[1] : -2]) != 1 or levels > 1):
-        a, b = (
-            x.expand(*x.shape[:i], *sizes.batch, *x.shape[-2:]).flatten(i, -3) if sizes.batch else x.unsqueeze(i)
-            for x, i in zip((a, b), lead, strict=True)
-        )
-        flat = out.flatten(0, -3) if sizes.batch else out[None]
-        for g in range(len(flat)):
-            one = (a.select(lead[0], g), b.select(lead[1], g))
+    if isinstance(b, Tensor) and (math.prod(b.shape[int(encoded[1]) : -2]) != 1 or levels > 1):
+        a, b = (_spread(x, int(e), sizes.batch) for x, e in zip((a, b), encoded, strict=True))
+        for index in np.ndindex(*sizes.batch):
+            one, other = (x[(slice(None),) * int(e) + index] for x, e in zip((a, b), encoded, strict=True))
             if levels > 1:
-                _nested(*one, plan, encoded, levels, flat[g])
+                _nested(one, other, plan, encoded, levels, out[index])
             else:
-                _panels(one[0].unsqueeze(lead[0]), one[1], plan, encoded, sizes, chunk, limit, flat[g : g + 1])
+                _panels(one.unsqueeze(int(encoded[0])), other, plan, encoded, sizes, chunk, limit, out[index][None])
         return out
-    a = a.expand(*a.shape[: lead[0]], *sizes.batch, *a.shape[-2:])
-    a = a.flatten(lead[0], -3) if sizes.batch else a.unsqueeze(lead[0])
+    a = _spread(a, int(encoded[0]), sizes.batch)
+    a = a.flatten(int(encoded[0]), -3) if sizes.batch else a.unsqueeze(int(encoded[0]))
     if isinstance(b, Tensor):
-        b = b.reshape(*b.shape[: lead[1]], *b.shape[-2:])
+        b = b.reshape(*b.shape[: int(encoded[1])], *b.shape[-2:])
     _panels(a, b, plan, encoded, sizes, chunk, limit, out.reshape(-1, rows, cols))
     return out
+
+
+def _spread(x: Tensor, lead: int, batch: tuple[int, ...]) -> Tensor:
+    """x: (..., rows, cols), behind ``lead`` dimensions, broadcast to that batch."""
+    new = (1,) * (len(batch) - (x.ndim - lead - 2))
+    x = x.reshape(*x.shape[:lead], *new, *x.shape[lead:])
+    return x.expand(*x.shape[:lead], *batch, *x.shape[-2:])
 
 
 def encode(x: Tensor, plan: Plan, side: str) -> Tensor:
@@ -159,8 +162,8 @@ def _panels(
             raise UsageError(
                 f"a workspace of {limit} bytes is too small for this product and scheme: give {least} at least"
             )
-        # The widest panel of B that leaves as much for rows of A, or for FEWEST rows where all of B fits beside them.
-        while panel > FEWEST and sizes.bytes(0, panel) > limit // 2 and sizes.bytes(min(FEWEST, height), panel) > limit:
+        # The widest panel of B beside which SOME rows of A and their products fit.
+        while panel > FEWEST and sizes.bytes(min(SOME, height), panel) > limit:
             panel = max(FEWEST, -(-panel // 2))
         chunk = limit - sizes.bytes(0, panel)
     step = max(min(FEWEST, height), min(height * len(out), sizes.rows_within(chunk, panel)))
@@ -172,15 +175,19 @@ def _panels(
             b_hat = b[..., left : left + here] if encoded[1] else _window(b, plan, "rhs", (sizes.inner, here), 0, left)
             b_hat = b_hat.to(_work(plan))  # once for all rows of A
         for g in range(0, len(out), group):
-            some = out[g : g + group]
             part = a[:, g : g + group] if encoded[0] else a[g : g + group]
             for top in range(0, height, step):
-                tall = min(step, height - top)
-                if encoded[0]:
-                    a_hat = part[..., top : top + tall, :]
-                else:
-                    a_hat = _window(part, plan, "lhs", (tall, sizes.inner), top, 0)
-                cpu.decode_into(_products(a_hat, b_hat, plan), _factor(plan), plan.layout, some, top, left)
+                size = (min(step, height - top), sizes.inner)
+                cpu.decode_into(
+                    _products(_rows_of(part, plan, encoded[0], size, top), b_hat, plan),
+                    _factor(plan), plan.layout, out[g : g + group], top, left,
+                )  # fmt: skip
+        del b_hat  # before the next is made
+
+
+def _rows_of(x: Tensor, plan: Plan, encoded: bool, size: tuple[int, int], top: int) -> Tensor:
+    """The rows of the slices of A from ``top`` on."""
+    return x[..., top : top + size[0], :] if encoded else _window(x, plan, "lhs", size, top, 0)
 
 
 def _window(x: Tensor, plan: Plan, side: str, size: tuple[int, int], top: int, left: int) -> Tensor:

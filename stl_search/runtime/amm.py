@@ -275,7 +275,7 @@ def _out_name(out_dtype: Any, a: Operand | EncodedOperand) -> str:
 
 
 def _dense(a: Operand, b: Operand, out: str, way: str = "torch") -> Any:
-    """A @ B by the fastest library at hand (``way``, on the processor), rounded once to ``out``; of their kind."""
+    """A @ B by the fastest library at hand (on the processor ``way``), rounded once to ``out``; of their kind."""
     wide = wider(out, a.dtype)
     if wide == "fp16" and a.device.type == "cpu":
         wide = "fp32"  # numpy and torch have no fast float16 product on most CPUs: 25 to 150 times slower
