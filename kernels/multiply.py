@@ -47,6 +47,7 @@ def multiply(
     encoded: tuple[bool, bool] = (False, False),
     levels: int = 1,
     limit: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """A: (..., M, K), B: (..., K, N) -> C: (..., rows = M, cols = N) in ``plan.out``; no gradient.
 
@@ -55,10 +56,11 @@ def multiply(
     times more, each of the r products is made by the same plan. Besides the operands and C there are in memory: B
     encoded, r/(k n) of its size, and one chunk of encoded rows of A and of products, ``CHUNK`` bytes or the FEWEST
     rows; with more levels, A encoded and all products at once. With ``limit`` all this keeps below that many bytes, at
-    the price of encoding A several times; raises UsageError where it cannot.
+    the price of encoding A several times; raises UsageError where it cannot. C may be given, to be filled.
     """
     sizes = _Sizes(a, b, plan, rows, cols, encoded)
-    out = cpu.empty((*sizes.batch, rows, cols), torch_dtype(plan.out))
+    if out is None:
+        out = cpu.empty((*sizes.batch, rows, cols), torch_dtype(plan.out))
     if out.numel() == 0:
         return out
     if sizes.inner == 0:
@@ -213,7 +215,7 @@ def _nested(a: Tensor, b: Tensor, plan: Plan, encoded: tuple[bool, bool], levels
     height, width = a_hat.shape[-2], b_hat.shape[-1]
     p = cpu.empty((len(a_hat), height, width), work)
     for q in range(len(p)):
-        p[q] = multiply(a_hat[q], b_hat[q], inner, height, width, levels=levels - 1)
+        multiply(a_hat[q], b_hat[q], inner, height, width, levels=levels - 1, out=p[q])
     cpu.decode_into(p.to(torch_dtype(plan.product)), _factor(plan), plan.layout, out)
 
 

@@ -42,6 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty user catalog beside an empty shipped one; the user's folder is returned."""
     monkeypatch.setenv("STL_CATALOG", str(tmp_path / "mine"))
     monkeypatch.setattr(store, "shipped_dir", lambda: tmp_path / "shipped")
+    dispatch.forget()
     return tmp_path / "mine"
 
 

@@ -17,7 +17,17 @@ import torch
 from stl_search.errors import UsageError
 from stl_search.kernels import dense, multiply, ops, reference
 from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype, wider
-from stl_search.runtime.dispatch import DEFAULT, Problem, Request, choose, explain, request_of, with_out
+from stl_search.runtime.dispatch import (
+    DEFAULT,
+    REMEMBERED,
+    Problem,
+    Request,
+    catalog_stamp,
+    choose,
+    explain,
+    request_of,
+    with_out,
+)
 from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to_kind
 
 __all__ = ["BACKENDS", "EncodedOperand", "amm", "encode_lhs", "encode_rhs", "explain", "relative_error"]
@@ -64,6 +74,10 @@ def amm(
     array([[1., 2.],
            [3., 4.]])
     """
+    plain = (encoder is None or encoder is DEFAULT) and rtol is speedup is out_dtype is workspace is None
+    plain = plain and backend == "auto"
+    if plain and (quick := _known_dense(A, B)) is not None:
+        return quick
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r:.40}; known: {', '.join(BACKENDS)}")
     if workspace is not None and (isinstance(workspace, bool) or not isinstance(workspace, int) or workspace <= 0):
@@ -78,6 +92,8 @@ def amm(
     else:
         chosen = choose(request, _problem(a, b, batch, out), out)
         if chosen.plan is None:
+            if plain and a.dtype != "fp16" and a.device.type == "cpu":
+                _remember_dense(A, B, chosen.way)
             return _dense(a, b, out or a.dtype, chosen.way)
         plan, levels = chosen.plan, chosen.levels
     if a.kind == "numpy":
@@ -272,6 +288,42 @@ def _out_name(out_dtype: Any, a: Operand | EncodedOperand) -> str:
     if a.kind == "numpy":
         numpy_dtype(name, a.complex)
     return name
+
+
+_quick: dict[Any, str] = {}  # shapes and dtypes of plain calls whose answer is dense -> by which routine
+_quick_for: list[Any] = [None]  # the catalog that this holds for
+
+
+def _known_dense(A: Any, B: Any) -> Any:
+    """A @ B at once where the same call was answered by dense before; None for all other calls.
+
+    This is what makes small products cost microseconds more than a bare ``A @ B``.
+    """
+    kind = type(A)
+    if kind is not type(B) or (kind is not torch.Tensor and kind is not np.ndarray):
+        return None
+    way = _quick.get((kind, A.dtype, B.dtype, A.shape, B.shape))
+    if way is None or _quick_for[0] is not catalog_stamp():
+        return None
+    if kind is np.ndarray:
+        if way != "numpy" and A.size * B.size >= SMALL_ARRAYS:
+            return None
+        with np.errstate(all="ignore"):
+            return A @ B
+    if not (A.is_cpu and B.is_cpu) or A.layout != torch.strided or B.layout != torch.strided:
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return None
+    return torch.matmul(A, B) if way == "torch" or A.requires_grad or B.requires_grad else dense.matmul(A, B, way)
+
+
+def _remember_dense(A: Any, B: Any, way: str) -> None:
+    stamp = catalog_stamp()
+    if _quick_for[0] is not stamp or len(_quick) >= REMEMBERED:
+        _quick.clear()
+        _quick_for[0] = stamp
+    if type(A) in (torch.Tensor, np.ndarray) and min(A.ndim, B.ndim) > 1:
+        _quick[(type(A), A.dtype, B.dtype, A.shape, B.shape)] = way
 
 
 def _dense(a: Operand, b: Operand, out: str, way: str = "torch") -> Any:

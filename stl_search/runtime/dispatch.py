@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,9 +32,11 @@ __all__ = [
     "Explanation",
     "Problem",
     "Request",
+    "catalog_stamp",
     "choose",
     "dense_seconds",
     "explain",
+    "forget",
     "plan_for",
     "request_of",
     "scheme_seconds",
@@ -47,6 +52,8 @@ MAX_ROUNDINGS = 32.0
 MARGIN = 0.9
 # Dense products of fewer flops than that many are called without a question: no machine measures anything for them.
 SMALL = 2.0 * 160**3
+REMEMBERED = 4096  # choices
+LOOK = 1.0  # seconds
 SHOWN = 8  # alternatives that an explanation lists, beside dense
 LEVELS = 3  # at most; each multiplies the noise gain
 STEPS = 6  # encode, encode, multiply, decode and what stands between: calls that any scheme makes
@@ -189,6 +196,8 @@ def with_out(plan: Plan, out: str) -> Plan:
 def choose(request: Request, problem: Problem, out: str | None = None) -> Explanation:
     """How to do a product; ``out`` is the output's precision where the caller fixed it (else a Plan's own holds).
 
+    What was chosen for an open selector is remembered until the catalog changes, see ``catalog_stamp``.
+
     Raises UsageError for a plan or scheme that does not fit the operands, NotFoundError when a speedup is asked that
     no entry reaches.
     """
@@ -201,7 +210,42 @@ def choose(request: Request, problem: Problem, out: str | None = None) -> Explan
             plan = plan_for(found, problem.dtype, problem.out, problem.complex, problem.device)
         return Explanation(plan, plan.predicted_error, math.nan, 1, "named, so used as asked")
     assert request.selector is not None
-    return _choose_open(request, request.selector, problem)
+    key = (catalog_stamp(), request.selector, request.rtol, request.speedup, problem)
+    if key not in _chosen:
+        if len(_chosen) >= REMEMBERED:
+            _chosen.clear()
+        _chosen[key] = _choose_open(request, request.selector, problem)
+    return _chosen[key]
+
+
+_chosen: dict[Any, Explanation] = {}
+_stamped: list[Any] = [-math.inf, None, None]  # when, for which folders, the stamp
+
+
+def catalog_stamp() -> Any:
+    """What changes when a catalog's folders do; looked at once in LOOK seconds at most, since it costs some calls."""
+    chosen = os.environ.get("STL_CATALOG")
+    now = time.monotonic()
+    if now - _stamped[0] > LOOK or _stamped[1] != chosen:
+        folders = [
+            top / sub for top in (store.shipped_dir(), store.user_dir()) for sub in ("", "schemes", "compositions")
+        ]
+        stamp = tuple((str(f), _changed(f)) for f in folders)
+        _stamped[:] = [now, chosen, _stamped[2] if stamp == _stamped[2] else stamp]  # the same object while it holds
+    return _stamped[2]
+
+
+def _changed(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return -1
+
+
+def forget() -> None:
+    """Choose afresh from now on."""
+    _chosen.clear()
+    _stamped[0] = -math.inf
 
 
 def _check_fit(plan: Plan, problem: Problem) -> None:
@@ -421,6 +465,7 @@ def explain(
     name, is_complex = dtype_name(dtype)
     out = None if out_dtype is None else dtype_name(out_dtype)[0]
     problem = Problem(*sizes, dtype=name, out=out or name, complex=is_complex, device=device)
+    forget()
     found = choose(request_of(encoder, rtol, speedup), problem, out)
     if found.plan is None or not math.isnan(found.cost) or problem.flops == 0 or device.partition(":")[0] == "meta":
         return found
