@@ -949,6 +949,45 @@ def bench_flips(shape: Shape | None, tile: int | None, seconds: float, repeats: 
     _console().print(_table("million flips a second, one core", columns, cells))
 
 
+@bench.command("amm")
+@click.option(
+    "--sizes", default="256,512,1024,2048,4096,8192", show_default=True, metavar="N,N,..", help="Sides of the products."
+)
+@click.option("--dtype", type=dtype_choice, default="fp32", show_default=True, help="Precision of the operands.")
+@click.option("--schemes", default="all", show_default=True, metavar="all|none|RANK", help="Which shipped schemes.")
+@click.option("--repeats", type=click.IntRange(1, 1000), default=5, show_default=True, help="Pairs of runs a row.")
+@json_option
+def bench_amm(sizes: str, dtype: str, schemes: str, repeats: int, as_json: bool) -> None:
+    """Ratio to the fastest dense product, for the open selector and every shipped scheme, above 1 where faster.
+
+    Each scheme twice: nothing encoded in advance, and B pre-encoded. Big sizes take minutes.
+    """
+    from stl_search.bench import amm as measure
+
+    if dtype not in ("bf16", "fp32", "fp64"):
+        raise UsageError(f"products are measured in bf16, fp32 and fp64, not {dtype}")
+    if schemes not in ("all", "none") and not schemes.isdigit():
+        raise UsageError(f"--schemes is {schemes!r}, must be all, none or a rank")
+    if not all(part.isdigit() and int(part) for part in sizes.split(",")):
+        raise UsageError(f"--sizes is {sizes!r}, must be positive numbers with commas between")
+    sides = [int(part) for part in sizes.split(",")]
+    rows = []
+    for row in measure.rows(sides, dtype, repeats, schemes):
+        rows.append(row)
+        print(f"{row['size']} {row['scheme']} {row['encoded']} {row['ratio']['p50']:.2f}", file=sys.stderr)
+    if as_json:
+        _print_json({**measure.environment(), "rows": rows})
+        return
+    keys = ("size", "scheme", "encoded", "choice", "dense")
+    columns = [(key, "left") for key in keys] + [(p, "right") for p in ("p20", "p50", "p80", "error")]
+    cells = [
+        [*(row[key] for key in keys), *(f"{row['ratio'][p]:.2f}" for p in ("p20", "p50", "p80")),
+         f"{row['error']:.2g}" + ("" if row["ok"] else " WRONG")]
+        for row in rows
+    ]  # fmt: skip
+    _console().print(_table("speed relative to the fastest dense product", columns, cells))
+
+
 # -- products ----------------------------------------------------------------------------------------------------------
 
 

@@ -16,15 +16,26 @@ import numpy as np
 import torch
 
 from stl_search.errors import UsageError
-from stl_search.kernels import reference
+from stl_search.kernels import dense, multiply, ops, reference
 from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype, wider
-from stl_search.runtime.dispatch import DEFAULT, Problem, Request, choose, explain, request_of, with_out
+from stl_search.runtime.dispatch import (
+    DEFAULT,
+    REMEMBERED,
+    Problem,
+    Request,
+    catalog_stamp,
+    choose,
+    explain,
+    request_of,
+    with_out,
+)
 from stl_search.runtime.estimate import guarded
 from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to_kind
 
 __all__ = ["BACKENDS", "EncodedOperand", "amm", "encode_lhs", "encode_rhs", "explain", "relative_error"]
 
 BACKENDS = ("auto", "reference")
+SMALL_ARRAYS = 1 << 30  # entries of A times entries of B; numpy's own product is called for smaller arrays at once
 
 
 def amm(
@@ -38,6 +49,7 @@ def amm(
     backend: str = "auto",
     check: bool = False,
     randomize: Any = None,
+    workspace: int | None = None,
 ) -> Any:
     """A: (..., M, K), B: (..., K, N) -> C: (..., M, N), about A @ B, by a bilinear scheme; of the operands' kind.
 
@@ -50,7 +62,13 @@ def amm(
     choices: the fastest that is exact up to rounding; with ``rtol`` the fastest whose predicted error is within it;
     with ``speedup`` s the most accurate with s times fewer multiplications. ``explain`` tells the choice.
 
-    A or B may be an ``EncodedOperand``: then its plan is meant. ``backend`` is "auto" or "reference".
+    A or B may be an ``EncodedOperand``: then its plan is meant. ``backend`` is "auto" (the fastest kernels at hand) or
+    "reference" (plain torch).
+
+    Memory on the processor, without gradients, beside operands and result: B encoded (r/(k n) of its size) and one
+    chunk of encoded rows of A and of products, 256 MB or 16 rows of each slice; ``workspace`` is a bound in bytes on
+    all of that, honoured at the price of speed and refused where it cannot be. With gradients, on other devices, and
+    at several levels, A encoded and all products (r/(m k) and r/(m n) of A and C) are in memory at once.
 
     ``check`` estimates the error of the result (``estimate_error``) and returns the dense product, with a StlWarning,
     where it exceeds ``rtol``; an encoder that names one scheme may then come with ``rtol``. ``randomize`` is a seed:
@@ -66,31 +84,37 @@ def amm(
     array([[1., 2.],
            [3., 4.]])
     """
+    plain = (encoder is None or encoder is DEFAULT) and rtol is speedup is out_dtype is workspace is randomize is None
+    plain = plain and backend == "auto" and not check
+    if plain and (quick := _known_dense(A, B)) is not None:
+        return quick
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r:.40}; known: {', '.join(BACKENDS)}")
+    if workspace is not None and (isinstance(workspace, bool) or not isinstance(workspace, int) or workspace <= 0):
+        raise UsageError(f"workspace is {workspace!r:.40}, must be a positive number of bytes")
     if check or randomize is not None:
-        multiply = partial(amm, encoder=encoder, speedup=speedup, out_dtype=out_dtype, backend=backend)
-        dense = partial(_dense_as, out_dtype)
-        return guarded(multiply, dense, A, B, encoder, rtol, check, randomize)
+        again = partial(
+            amm, encoder=encoder, speedup=speedup, out_dtype=out_dtype, backend=backend, workspace=workspace
+        )
+        return guarded(again, partial(_dense_as, out_dtype), A, B, encoder, rtol, check, randomize)
     a = A if isinstance(A, EncodedOperand) else read(A, "A")
     b = B if isinstance(B, EncodedOperand) else read(B, "B")
     batch = _check_pair(a, b)
     out = None if out_dtype is None else _out_name(out_dtype, a)
     request = request_of(encoder, rtol, speedup)
     if isinstance(a, EncodedOperand) or isinstance(b, EncodedOperand):
-        plan = _encoded_plan(a, b, request, encoder == DEFAULT or encoder is None, out)
+        plan, levels = _encoded_plan(a, b, request, encoder == DEFAULT or encoder is None, out), 1
     else:
         chosen = choose(request, _problem(a, b, batch, out), out)
         if chosen.plan is None:
-            return _dense(a, b, out or a.dtype)
-        plan = chosen.plan
+            if plain and a.dtype != "fp16" and a.device.type == "cpu":
+                _remember_dense(A, B, chosen.way)
+            return _dense(a, b, out or a.dtype, chosen.way)
+        plan, levels = chosen.plan, chosen.levels
     if a.kind == "numpy":
         numpy_dtype(plan.out, plan.complex)  # refused before the work, not after
     with _no_autocast(a.device):
-        hats = [_encoded(x, plan, side) for x, side in ((a, "lhs"), (b, "rhs"))]
-        rows = a.shape[-2] if len(a.shape) > 1 else 1
-        cols = b.shape[-1] if len(b.shape) > 1 else 1
-        c = reference.multiply_encoded(hats[0], hats[1], rows, cols, plan)
+        c = _by_scheme(a, b, plan, levels, backend, workspace)
     if len(a.shape) == 1:
         c = c.squeeze(-2)
     if len(b.shape) == 1:
@@ -144,14 +168,69 @@ def _encode(x: Any, name: str, encoder: Any, side: str) -> EncodedOperand:
         return encode(operand, plan, side)
 
 
+def _by_scheme(
+    a: Operand | EncodedOperand,
+    b: Operand | EncodedOperand,
+    plan: Plan,
+    levels: int,
+    backend: str,
+    workspace: int | None,
+) -> torch.Tensor:
+    """A: (..., M, K), B: (..., K, N) -> C: (..., M, N) by the fastest path that these operands can take."""
+    rows = a.shape[-2] if len(a.shape) > 1 else 1
+    cols = b.shape[-1] if len(b.shape) > 1 else 1
+    given = [x for x in (a, b) if isinstance(x, Operand)]
+    gradient = torch.is_grad_enabled() and any(x.tensor.requires_grad for x in given)
+    if backend == "auto" and not gradient and _in_memory(a, b, plan):
+        left, right = (_held(x, side) for x, side in ((a, "lhs"), (b, "rhs")))
+        assert isinstance(left, torch.Tensor)
+        encoded = isinstance(a, EncodedOperand), isinstance(b, EncodedOperand)
+        return multiply.multiply(left, right, plan, rows, cols, encoded, levels, workspace)
+    if workspace is not None:
+        raise UsageError("a workspace is kept to on the processor only, for real operands without gradients")
+    if backend == "auto" and not plan.complex and plan.dtype != "fp8_e4m3" and a.device.type != "meta":
+        hats = [_by_operator(x, plan, side) for x, side in ((a, "lhs"), (b, "rhs"))]
+        p = ops.product(hats[0], hats[1], torch_dtype(plan.product))
+        w = plan.coefficients("out", plan.compute, p.device)
+        c: torch.Tensor = ops.decode(p, w, rows, cols, plan.layout, torch_dtype(plan.out))
+        return c
+    hats = [_encoded(x, plan, side) for x, side in ((a, "lhs"), (b, "rhs"))]
+    return reference.multiply_encoded(hats[0], hats[1], rows, cols, plan)
+
+
+def _in_memory(a: Operand | EncodedOperand, b: Operand | EncodedOperand, plan: Plan) -> bool:
+    """Whether ``kernels.multiply`` takes these operands."""
+    return a.device.type == "cpu" and multiply.applies(plan, *(x.tensor for x in (a, b) if isinstance(x, Operand)))
+
+
+def _held(x: Operand | EncodedOperand, side: str) -> torch.Tensor | dense.Packed:
+    """What ``kernels.multiply`` takes for an operand: a matrix or stack, or what is held of an encoded one."""
+    if isinstance(x, EncodedOperand):
+        return x.held.data if isinstance(x.held, reference.Stored) else x.held
+    return _matrix(x, side)
+
+
+def _matrix(x: Operand, side: str) -> torch.Tensor:
+    """x: (..., rows, cols), one-dimensional operands as a row or a column."""
+    if x.tensor.ndim > 1:
+        return x.tensor
+    return x.tensor[None, :] if side == "lhs" else x.tensor[:, None]
+
+
+def _by_operator(x: Operand | EncodedOperand, plan: Plan, side: str) -> torch.Tensor:
+    """x: (..., rows, cols) -> (r, ..., rows', cols') in ``plan.dtype``, by an operator with a gradient."""
+    if isinstance(x, EncodedOperand):
+        return x.stored.data
+    u = plan.coefficients(side, wider(plan.compute, x.dtype), x.device)
+    found: torch.Tensor = ops.encode(_matrix(x, side), u, plan.layout, torch_dtype(plan.dtype))
+    return found
+
+
 def _encoded(x: Operand | EncodedOperand, plan: Plan, side: str) -> torch.Tensor:
     """x: (..., rows, cols) -> (r, ..., rows', cols') as it comes back from storage, in ``plan.compute``."""
     if isinstance(x, EncodedOperand):
         return reference.restore(x.stored, plan.compute)
-    matrix = x.tensor
-    if matrix.ndim == 1:
-        matrix = matrix[None, :] if side == "lhs" else matrix[:, None]
-    return reference.rounded(reference.encode_operand(matrix, plan, side), plan.dtype, plan.compute)
+    return reference.rounded(reference.encode_operand(_matrix(x, side), plan, side), plan.dtype, plan.compute)
 
 
 def _encoded_plan(
@@ -231,19 +310,61 @@ def _dense_as(out_dtype: Any, a: Operand, b: Operand) -> Any:
     return _dense(a, b, a.dtype if out_dtype is None else _out_name(out_dtype, a))
 
 
-def _dense(a: Operand, b: Operand, out: str) -> Any:
-    """A @ B by the library that the operands came from, rounded once to ``out``."""
+_quick: dict[Any, str] = {}  # shapes and dtypes of plain calls whose answer is dense -> by which routine
+_quick_for: list[Any] = [None]  # the catalog that this holds for
+
+
+def _known_dense(A: Any, B: Any) -> Any:
+    """A @ B at once where the same call was answered by dense before; None for all other calls.
+
+    This is what makes small products cost microseconds more than a bare ``A @ B``.
+    """
+    kind = type(A)
+    if kind is not type(B) or (kind is not torch.Tensor and kind is not np.ndarray):
+        return None
+    way = _quick.get((kind, A.dtype, B.dtype, A.shape, B.shape))
+    if way is None or _quick_for[0] is not catalog_stamp():
+        return None
+    if kind is np.ndarray:
+        if way != "numpy" and A.size * B.size >= SMALL_ARRAYS:
+            return None
+        with np.errstate(all="ignore"):
+            return A @ B
+    if not (A.is_cpu and B.is_cpu) or A.layout != torch.strided or B.layout != torch.strided:
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return None
+    return torch.matmul(A, B) if way == "torch" or A.requires_grad or B.requires_grad else dense.matmul(A, B, way)
+
+
+def _remember_dense(A: Any, B: Any, way: str) -> None:
+    stamp = catalog_stamp()
+    if _quick_for[0] is not stamp or len(_quick) >= REMEMBERED:
+        _quick.clear()
+        _quick_for[0] = stamp
+    if type(A) in (torch.Tensor, np.ndarray) and min(A.ndim, B.ndim) > 1:
+        _quick[(type(A), A.dtype, B.dtype, A.shape, B.shape)] = way
+
+
+def _dense(a: Operand, b: Operand, out: str, way: str = "torch") -> Any:
+    """A @ B by the fastest library at hand (on the processor ``way``), rounded once to ``out``; of their kind."""
     wide = wider(out, a.dtype)
     if wide == "fp16" and a.device.type == "cpu":
         wide = "fp32"  # numpy and torch have no fast float16 product on most CPUs: 25 to 150 times slower
-    if a.array is not None and b.array is not None:
+    if a.array is not None and b.array is not None and (way == "numpy" or a.array.size * b.array.size < SMALL_ARRAYS):
         given = numpy_dtype(wide, a.complex)
         with np.errstate(all="ignore"):  # NaN and infinity pass here as they do everywhere in amm
             c = np.matmul(a.array.astype(given, copy=False), b.array.astype(given, copy=False))
             return c.astype(numpy_dtype(out, a.complex), copy=False)
     kind = torch_dtype(wide, a.complex)
+    x, y = a.tensor.to(kind), b.tensor.to(kind)
     with _no_autocast(a.device):
-        return to_kind(torch.matmul(a.tensor.to(kind), b.tensor.to(kind)).to(torch_dtype(out, a.complex)), a.kind)
+        gradient = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
+        if way == "torch" or gradient or a.device.type != "cpu" or min(x.ndim, y.ndim) < 2:
+            c = torch.matmul(x, y)
+        else:
+            c = dense.matmul(x, y, way)
+        return to_kind(c.to(torch_dtype(out, a.complex)), a.kind)
 
 
 def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:

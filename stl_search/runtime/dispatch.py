@@ -1,35 +1,45 @@
-"""The choice of how to multiply: which scheme of the catalog, or the plain dense product, and why.
+"""The choice of how to multiply: which scheme of the catalog and how many levels of it, or the dense product, and why.
 
-First form: the choice rests on a cost model with a few fixed, cautious constants, not on measurements of this machine.
-It would rather call dense once too often: with the numbers below it takes a scheme only where the multiplications
-saved outweigh every pass over memory that the reference path makes.
+The times rest on a cost model (multiplications at the speed of slices of that size, bytes and sums of encoding and
+decoding, calls) whose constants are measured on this machine, once, by ``calibrate``.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+import os
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from stl_search import score
 from stl_search.catalog import store
 from stl_search.errors import NotFoundError, StlError, UsageError
 from stl_search.kernels.plan import Plan, dtype_name, wider
+from stl_search.runtime import calibrate
 from stl_search.scheme import Scheme, Shape
 
 __all__ = [
     "ASSUMPTION",
     "DEFAULT",
+    "Cost",
     "Explanation",
     "Problem",
     "Request",
+    "catalog_stamp",
     "choose",
+    "dense_seconds",
     "explain",
+    "forget",
     "plan_for",
     "request_of",
+    "scheme_seconds",
     "with_out",
 ]
 
@@ -38,16 +48,17 @@ ASSUMPTION = "independent zero-mean entries of equal variance within A and withi
 
 # An exact scheme may be taken unasked only while it loses at most five bits to rounding.
 MAX_ROUNDINGS = 32.0
-# A scheme must be a tenth faster than dense by the model, whose constants can be wrong by that much.
+# A scheme must be a tenth faster than dense by the model, which can be wrong by that much.
 MARGIN = 0.9
-# Flops of the dense product that take as long as moving one byte, by device; and how many times longer a product
-# takes in the reference path (which multiplies in fp32) than a dense one in 16 bits. Measured on 2 Zen 4 cores in
-# fp32, n = 2048 and 4096: 28 to 45 flops a byte, most of the time being spent on first touching fresh memory; bf16
-# dense runs at 4 to 5 times the speed of fp32; fp16 dense is done in fp32, see ``amm``.
-BALANCE = {"cpu": 40.0}
-BALANCE_ELSEWHERE = 100.0
-NARROW_LOSS = {("cpu", "bf16"): 5.0, ("cpu", "fp16"): 1.0}
-NARROW_LOSS_ELSEWHERE = 16.0
+# Dense products of fewer flops than that many are called without a question: no machine measures anything for them.
+SMALL = 2.0 * 160**3
+REMEMBERED = 4096  # choices
+LOOK = 1.0  # seconds
+SHOWN = 8  # alternatives that an explanation lists, beside dense
+LEVELS = 3  # at most; each multiplies the noise gain
+STEPS = 6  # encode, encode, multiply, decode and what stands between: calls that any scheme makes
+# Complex numbers take the reference path: that many passes over memory for each of the kernels'.
+REFERENCE_PASSES = 4.0
 BYTES = {"fp8_e4m3": 1, "bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 
 
@@ -83,12 +94,14 @@ class Problem:
         return score.relative_rounding(self.out)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """How a product is done and why: ``plan`` (None for the plain dense product) and what was weighed.
 
-    ``predicted_error`` is the expected relative Frobenius error under ``assumption``; ``cost`` the model's time
-    relative to the dense product; ``considered`` the number of catalog entries that met the request.
+    ``predicted_error`` is the expected relative Frobenius error under ``assumption``; ``cost`` the modelled time
+    relative to the dense product; ``considered`` the number of catalog entries that met the request; ``levels`` how
+    often the scheme is applied; ``way`` the routine of the dense product (see ``kernels.dense``); ``alternatives`` what
+    was weighed, with modelled seconds, fastest first. ``str`` is one line, ``repr`` shows the alternatives too.
     """
 
     plan: Plan | None
@@ -97,6 +110,9 @@ class Explanation:
     considered: int
     reason: str
     assumption: str = ASSUMPTION
+    levels: int = 1
+    way: str = "torch"
+    alternatives: tuple[tuple[str, float], ...] = ()
 
     @property
     def scheme(self) -> Scheme | None:
@@ -105,10 +121,15 @@ class Explanation:
 
     def __str__(self) -> str:
         what = "dense" if self.plan is None else f"{self.plan.scheme.name} {self.plan.scheme.id[:8]}"
+        what += f" at {self.levels} levels" if self.levels > 1 else ""
         return (
             f"{what}: {self.reason}; predicted relative error {self.predicted_error:.3g} (for {self.assumption}); "
             f"modelled time {self.cost:.2f} of dense"
         )
+
+    def __repr__(self) -> str:
+        """The choice, and below it the alternatives with their modelled times."""
+        return "\n".join([str(self), *(f"  {t * 1e3:10.3f} ms  {name}" for name, t in self.alternatives)])
 
 
 @dataclass(frozen=True)
@@ -161,9 +182,9 @@ def _load(encoder: Any, selector: store.Selector | None, dtype: str) -> Scheme:
 
 
 @lru_cache(maxsize=256)
-def plan_for(scheme: Scheme, dtype: str, out: str, is_complex: bool, device: str) -> Plan:
+def plan_for(scheme: Scheme, dtype: str, out: str, is_complex: bool, device: str, product: str = "") -> Plan:
     """The plan that runs a scheme on operands of that dtype; made once."""
-    return Plan(scheme, dtype, out=out, complex=is_complex, device=device)
+    return Plan(scheme, dtype, product, out, complex=is_complex, device=device)
 
 
 @lru_cache(maxsize=256)
@@ -175,6 +196,8 @@ def with_out(plan: Plan, out: str) -> Plan:
 def choose(request: Request, problem: Problem, out: str | None = None) -> Explanation:
     """How to do a product; ``out`` is the output's precision where the caller fixed it (else a Plan's own holds).
 
+    What was chosen for an open selector is remembered until the catalog changes, see ``catalog_stamp``.
+
     Raises UsageError for a plan or scheme that does not fit the operands, NotFoundError when a speedup is asked that
     no entry reaches.
     """
@@ -185,10 +208,44 @@ def choose(request: Request, problem: Problem, out: str | None = None) -> Explan
             _check_fit(plan, problem)
         else:
             plan = plan_for(found, problem.dtype, problem.out, problem.complex, problem.device)
-        cost = _model(plan.scheme.shape, plan.scheme.rank, problem) / max(problem.flops, 1.0)
-        return Explanation(plan, plan.predicted_error, cost, 1, "named, so used as asked")
+        return Explanation(plan, plan.predicted_error, math.nan, 1, "named, so used as asked")
     assert request.selector is not None
-    return _choose_open(request, request.selector, problem)
+    key = (catalog_stamp(), request.selector, request.rtol, request.speedup, problem)
+    if key not in _chosen:
+        if len(_chosen) >= REMEMBERED:
+            _chosen.clear()
+        _chosen[key] = _choose_open(request, request.selector, problem)
+    return _chosen[key]
+
+
+_chosen: dict[Any, Explanation] = {}
+_stamped: list[Any] = [-math.inf, None, None]  # when, for which folders, the stamp
+
+
+def catalog_stamp() -> Any:
+    """What changes when a catalog's folders do; looked at once in LOOK seconds at most, since it costs some calls."""
+    chosen = os.environ.get("STL_CATALOG")
+    now = time.monotonic()
+    if now - _stamped[0] > LOOK or _stamped[1] != chosen:
+        folders = [
+            top / sub for top in (store.shipped_dir(), store.user_dir()) for sub in ("", "schemes", "compositions")
+        ]
+        stamp = tuple((str(f), _changed(f)) for f in folders)
+        _stamped[:] = [now, chosen, _stamped[2] if stamp == _stamped[2] else stamp]  # the same object while it holds
+    return _stamped[2]
+
+
+def _changed(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return -1
+
+
+def forget() -> None:
+    """Choose afresh from now on."""
+    _chosen.clear()
+    _stamped[0] = -math.inf
 
 
 def _check_fit(plan: Plan, problem: Problem) -> None:
@@ -203,35 +260,79 @@ def _check_fit(plan: Plan, problem: Problem) -> None:
         raise UsageError(f"the plan is for {plan.device}, the operands are on {problem.device}")
 
 
-def _model(shape: Shape, rank: int, problem: Problem) -> float:
-    """Modelled time of one level of a scheme in the reference path, in flops of the dense product.
+def _size(rows: float, inner: float, cols: float) -> float:
+    """The side of the square product that runs at about the same speed: thin products run slower than their flops."""
+    return float(min((rows * inner * cols) ** (1 / 3), 4 * min(rows, inner, cols)))
 
-    Passes over memory: gather (read, write), combine (read, write r/(mk) as much), round where storage is narrower
-    (four times), read by the product; decode likewise. Operands are padded to whole tiles.
-    """
-    m, k, n = shape
-    rows, inner, cols = -(-problem.rows // m) * m, -(-problem.inner // k) * k, -(-problem.cols // n) * n
+
+def dense_seconds(problem: Problem) -> float:
+    """Modelled time of the plain product."""
+    found = calibrate.rates(problem.device, problem.dtype)
+    speed = calibrate.at(found.dense, max(1.0, _size(problem.rows, problem.inner, problem.cols)))
+    return problem.flops / speed + found.call
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the model needs to know of a scheme: shape, rank, multiply-adds of u, v and w for an entry of a slice."""
+
+    shape: Shape
+    rank: int
+    sums: tuple[float, float, float]
+    product: str = ""
+
+    @staticmethod
+    def of_entry(entry: store.Entry, shape: Shape, product: str = "") -> Cost:
+        """From the figures of a catalog entry: additions where they are counted, else all coefficients."""
+        grids = (shape[0] * shape[1], shape[1] * shape[2], shape[0] * shape[2])
+        full = [float(entry.rank * g) for g in grids]
+        share = 1.0
+        if entry.additions is not None:
+            share = min(1.0, (entry.additions + 2 * entry.rank + grids[2]) / sum(full))
+        return Cost(shape, entry.rank, (full[0] * share, full[1] * share, full[2] * share), product)
+
+
+def scheme_seconds(cost: Cost, problem: Problem, levels: int = 1) -> float:
+    """Modelled time of ``levels`` levels of a scheme, nothing encoded in advance; operands padded to whole tiles."""
+    m, k, n = cost.shape
+    rows, inner, cols = (
+        -(-side // s) for side, s in zip((problem.rows, problem.inner, problem.cols), (m, k, n), strict=True)
+    )
+    compute = wider("fp32", problem.dtype)
+    work = problem.dtype if cost.product == problem.dtype == "bf16" else compute
     parts = 2 if problem.complex else 1
-    given, compute, out = (BYTES[name] * parts for name in (problem.dtype, wider("fp32", problem.dtype), problem.out))
-    narrow = given < compute
-    moved = 0.0
-    for elements, grid in ((problem.lhs_count * rows * inner, m * k), (problem.rhs_count * inner * cols, k * n)):
-        per_share = 2 * compute + (2 * (given + compute) if narrow else 0)
-        moved += elements * (given + 2 * compute + rank / grid * per_share)
-    moved += problem.count * rows * cols * (rank / (m * n) * 2 * compute + 2 * compute + out)
-    kind = problem.device.partition(":")[0]
-    flops = 2.0 * problem.count * rows * inner * cols * parts**2 * rank / (m * k * n)
-    if narrow:
-        flops *= NARROW_LOSS.get((kind, problem.dtype), NARROW_LOSS_ELSEWHERE)
-    return flops + BALANCE.get(kind, BALANCE_ELSEWHERE) * moved
+    found = calibrate.rates(problem.device, problem.dtype)
+    given, stored, made, out = (BYTES[name] * parts for name in (problem.dtype, problem.dtype, work, problem.out))
+    seconds = STEPS * found.call
+    passes = REFERENCE_PASSES if problem.complex else 1.0
+    for count, grid, piece, sums, wide in (
+        (problem.lhs_count, m * k, rows * inner, cost.sums[0], given),
+        (problem.rhs_count, k * n, inner * cols, cost.sums[1], given),
+        (problem.count, m * n, rows * cols, cost.sums[2], out),
+    ):
+        per_slice = made if grid == m * n and wide == out else stored + (stored + made if made != stored else 0)
+        moved = count * piece * (grid * wide + cost.rank * per_slice)
+        seconds += passes * (moved / found.bandwidth + parts * count * piece * sums / found.sums)
+    flops = 2.0 * problem.count * cost.rank * rows * inner * cols * parts**2
+    if levels > 1:
+        inside = replace(
+            problem, rows=rows, inner=inner, cols=cols, dtype=compute, out=compute, lhs_count=1, rhs_count=1, count=1
+        )
+        return seconds + problem.count * cost.rank * scheme_seconds(cost, inside, levels - 1)
+    speeds = calibrate.rates(problem.device, work)
+    return seconds + flops / calibrate.at(speeds.slices, max(1.0, _size(rows, inner, cols)))
 
 
 def _choose_open(request: Request, selector: store.Selector, problem: Problem) -> Explanation:
-    dense_time = max(problem.flops, 1.0)
-    # A scheme that costs no multiplication at all still moves its operands: the catalog need not be opened.
-    if _model((1, 1, 1), 0, problem) >= MARGIN * dense_time:
+    if problem.flops <= SMALL or problem.device.partition(":")[0] not in ("cpu", "cuda"):
         reason = "so small a product costs less than moving its operands"
         return Explanation(None, problem.dense_error, 1.0, 0, reason)
+    dense_time = dense_seconds(problem)
+    way = calibrate.rates(problem.device, problem.dtype).way(_size(problem.rows, problem.inner, problem.cols))
+    # A scheme that costs no multiplication at all still moves its operands: the catalog need not be opened.
+    if scheme_seconds(Cost((1, 1, 1), 0, (0.0, 0.0, 0.0)), problem) >= MARGIN * dense_time:
+        reason = "so small a product costs less than moving its operands"
+        return Explanation(None, problem.dense_error, 1.0, 0, reason, way=way)
     found = store.candidates(selector.shape, selector.rank, selector.max_rank, selector.ring or "R")
     found = [e for e in found if e.E is not None and (problem.complex or e.ring != "C")]  # Z2 has no E and never runs
     if request.speedup is not None:
@@ -242,28 +343,63 @@ def _choose_open(request: Request, selector: store.Selector, problem: Problem) -
                 f"no entry of the catalog cuts multiplications {request.speedup:g} times; at most {most:.3g} times"
             )
         found = fast
-    found = [e for e in found if _qualifies(e, request, problem)]
-    # (entry, the shape to bring it to, modelled time): an entry serves every permutation of its shape.
-    options: list[tuple[store.Entry, Shape, float]] = []
-    for e in found:
-        shapes: Iterable[Any] = [selector.shape] if selector.shape else sorted(set(itertools.permutations(e.shape)))
-        options += [(e, shape, _model(shape, e.rank, problem)) for shape in shapes]
+    options = [option for e in found for option in _options(e, request, selector, problem)]
+    considered = len({option.entry.id for option in options})
     at = selector.dtype or problem.dtype
+    by_time = sorted(options, key=lambda o: (o.seconds, o.entry.error(at), o.entry.id, o.cost.shape))
+    weighed = [(o.name, o.seconds) for o in by_time[:SHOWN]] + [("dense", dense_time)]
+    alternatives = tuple(sorted(weighed, key=lambda x: x[1]))
     if request.speedup is not None:
-        options.sort(key=lambda o: (o[0].error(at), o[2], o[0].id, o[1]))
+        options.sort(key=lambda o: (o.entry.error(at), o.levels, o.seconds, o.entry.id, o.cost.shape))
     else:
-        options.sort(key=lambda o: (o[2], o[0].error(at), o[0].id, o[1]))
-    for entry, shape, time in options:
-        if time >= MARGIN * dense_time:
+        options = by_time
+    for option in options:
+        if option.seconds >= MARGIN * dense_time:
             break
         try:
-            scheme = store.scheme_of(entry, shape)
+            scheme = store.scheme_of(option.entry, option.cost.shape)
         except StlError:  # its file does not hold what it claims
             continue
-        plan = plan_for(scheme, problem.dtype, problem.out, problem.complex, problem.device)
-        reason = f"{_aim(request)}, of {len(found)} that qualify"
-        return Explanation(plan, plan.predicted_error, time / dense_time, len(found), reason)
-    return Explanation(None, problem.dense_error, 1.0, len(found), _why_dense(request, len(found), problem))
+        plan = plan_for(scheme, problem.dtype, problem.out, problem.complex, problem.device, option.cost.product)
+        reason = f"{_aim(request)}, of {considered} that qualify"
+        share = option.seconds / dense_time
+        return Explanation(plan, option.error, share, considered, reason, ASSUMPTION, option.levels, way, alternatives)
+    reason = _why_dense(request, considered, problem)
+    return Explanation(None, problem.dense_error, 1.0, considered, reason, ASSUMPTION, 1, way, alternatives)
+
+
+@dataclass(frozen=True)
+class _Option:
+    """An entry, the shape to bring it to, how it is run, and the time and error to expect."""
+
+    entry: store.Entry
+    cost: Cost
+    levels: int
+    seconds: float
+    error: float
+
+    @property
+    def name(self) -> str:
+        shape = ",".join(map(str, self.cost.shape))
+        levels = f", {self.levels} levels" if self.levels > 1 else ""
+        kept = f", products in {self.cost.product}" if self.cost.product else ""
+        return f"<{shape}> rank {self.cost.rank} {self.entry.id[:8]}{levels}{kept}"
+
+
+def _options(entry: store.Entry, request: Request, selector: store.Selector, problem: Problem) -> list[_Option]:
+    """The ways to run an entry that the request allows: permuted shapes, levels, products kept in bf16."""
+    shapes: list[Shape] = [selector.shape] if selector.shape else sorted(set(itertools.permutations(entry.shape)))  # type: ignore[arg-type]
+    deep = entry.E == 0 and not problem.complex and problem.device.startswith("cpu")
+    narrow = ["bf16"] if problem.dtype == "bf16" and (request.rtol or request.speedup) else []
+    found = []
+    for product in ["", *narrow]:
+        for levels in range(1, LEVELS + 1 if deep and not product else 2):
+            error = _error(entry, problem, product, levels)
+            if _qualifies(entry, error, request, problem):
+                for shape in shapes:
+                    cost = Cost.of_entry(entry, shape, product)
+                    found.append(_Option(entry, cost, levels, scheme_seconds(cost, problem, levels), error))
+    return found
 
 
 def _aim(request: Request) -> str:
@@ -284,17 +420,24 @@ def _why_dense(request: Request, qualified: int, problem: Problem) -> str:
     return "the catalog has no exact scheme of that kind, and no error was allowed (rtol or speedup)"
 
 
-def _qualifies(entry: store.Entry, request: Request, problem: Problem) -> bool:
-    """Whether the predicted error is within rtol; without rtol and speedup, whether it is rounding alone."""
+def _error(entry: store.Entry, problem: Problem, product: str, levels: int) -> float:
+    """Predicted: sqrt(E + (2 d^2 + d_P^2) kappa + d_C^2), kappa of all levels together."""
     assert entry.E is not None
     assert entry.kappa is not None
     d, d_out = score.relative_rounding(problem.dtype), problem.output_rounding
-    predicted = math.sqrt(entry.E + 2 * d**2 * entry.kappa + d_out**2)
+    d_product = score.relative_rounding(product) if product else 0.0
+    return math.sqrt(entry.E + (2 * d**2 + d_product**2) * entry.kappa**levels + d_out**2)
+
+
+def _qualifies(entry: store.Entry, predicted: float, request: Request, problem: Problem) -> bool:
+    """Whether the predicted error is within rtol; without rtol and speedup, whether it is rounding alone."""
     if request.rtol is not None:
         return predicted <= request.rtol
     if request.speedup is not None:
         return True
-    return math.sqrt(entry.E) <= d and predicted <= MAX_ROUNDINGS * max(d, d_out)
+    assert entry.E is not None
+    d = score.relative_rounding(problem.dtype)
+    return math.sqrt(entry.E) <= d and predicted <= MAX_ROUNDINGS * max(d, problem.output_rounding)
 
 
 def explain(
@@ -309,8 +452,9 @@ def explain(
 ) -> Explanation:
     """How ``amm`` would multiply A: (M, K) by B: (K, N), given shape = (M, K, N), and the error to expect.
 
-    The same choice as ``amm`` makes, from the same arguments; ``str`` of the result is one line. Raises what ``amm``
-    raises for that encoder.
+    The same choice as ``amm`` makes, from the same arguments. ``str`` of the result is one line; its ``repr``, which
+    an interactive session prints, shows the alternatives with their modelled times. The first call for a precision
+    measures this machine for a few seconds. Raises what ``amm`` raises for that encoder.
 
     >>> print(explain((8, 8, 8)).reason)
     so small a product costs less than moving its operands
@@ -321,4 +465,10 @@ def explain(
     name, is_complex = dtype_name(dtype)
     out = None if out_dtype is None else dtype_name(out_dtype)[0]
     problem = Problem(*sizes, dtype=name, out=out or name, complex=is_complex, device=device)
-    return choose(request_of(encoder, rtol, speedup), problem, out)
+    forget()
+    found = choose(request_of(encoder, rtol, speedup), problem, out)
+    if found.plan is None or not math.isnan(found.cost) or problem.flops == 0 or device.partition(":")[0] == "meta":
+        return found
+    u, v, w = (float(np.count_nonzero(f)) for f in found.plan.factors)
+    cost = Cost(found.plan.scheme.shape, found.plan.scheme.rank, (u, v, w), found.plan.product)
+    return replace(found, cost=scheme_seconds(cost, problem) / dense_seconds(problem))

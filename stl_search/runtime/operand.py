@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
-from stl_search.errors import UsageError
-from stl_search.kernels import reference
-from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype
+from stl_search.errors import FormatError, StlError, UsageError
+from stl_search.kernels import dense, multiply, reference
+from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype
+from stl_search.runtime import calibrate
+from stl_search.scheme import Scheme
 
 __all__ = ["EncodedOperand", "Operand", "encode", "read", "to_kind"]
+
+WORTH_PACKING = 128  # sides of a slice from which its products may gain by it
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,17 +52,22 @@ class Operand:
 class EncodedOperand:
     """An operand (..., rows, cols) as encoded by a plan, to be used in any number of products; frozen.
 
-    ``side`` is "lhs" or "rhs"; ``stored`` holds (r, ..., rows', cols') in ``plan.dtype``, contiguous, zeros beyond the
-    edge encoded with the rest; ``shape``, ``dtype`` and ``kind`` are those of the operand that it was made from, and
-    its partner must have the same dtype and kind. It is a constant: no gradient flows into it.
+    ``side`` is "lhs" or "rhs"; ``shape``, ``dtype`` and ``kind`` are those of the operand that it was made from, and
+    its partner must have the same dtype and kind. It is a constant: no gradient flows into it. ``held`` is what is in
+    memory: ``stored``, or the same numbers packed for the library that multiplies fastest with them.
     """
 
     plan: Plan
     side: str
-    stored: reference.Stored = field(repr=False)
+    held: reference.Stored | dense.Packed = field(repr=False)
     shape: tuple[int, ...]
     dtype: str
     kind: str
+
+    @property
+    def stored(self) -> reference.Stored:
+        """(r, ..., rows', cols') in ``plan.dtype``, zeros beyond the edge encoded with the rest."""
+        return self.held if isinstance(self.held, reference.Stored) else reference.Stored(self.held.unpacked())
 
     @property
     def complex(self) -> bool:
@@ -65,13 +77,73 @@ class EncodedOperand:
     @property
     def device(self) -> torch.device:
         """Where it lies."""
-        return self.stored.data.device
+        return self.held.data.device if isinstance(self.held, reference.Stored) else self.held.device
 
     @property
     def nbytes(self) -> int:
         """Bytes held: about r/(mk) or r/(kn) of the operand's, times the ratio of the dtypes' sizes."""
-        scale = self.stored.scale
-        return self.stored.data.nbytes + (scale.nbytes if scale is not None else 0)
+        if not isinstance(self.held, reference.Stored):
+            return self.held.nbytes
+        scale = self.held.scale
+        return self.held.data.nbytes + (scale.nbytes if scale is not None else 0)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write it to a safetensors file, with its plan; raises UsageError when the file cannot be written."""
+        from safetensors.torch import save_file
+
+        stored = self.stored
+        tensors = {"data": stored.data.contiguous()}
+        if stored.scale is not None:
+            tensors["scale"] = stored.scale.contiguous()
+        plan = {name: getattr(self.plan, name) for name in PLAN_FIELDS}
+        about = {"format": FORMAT, "side": self.side, "shape": self.shape, "dtype": self.dtype, "kind": self.kind}
+        text = json.dumps({**about, "plan": {**plan, "scheme": self.plan.scheme.to_json()}})
+        try:
+            save_file(tensors, path, metadata={"stl_search": text})
+        except (OSError, SafetensorError) as error:
+            raise UsageError(f"{path} cannot be written: {error}") from None
+
+    @staticmethod
+    def load(path: str | os.PathLike[str], device: Any = "cpu") -> EncodedOperand:
+        """What ``save`` wrote, on a device; raises FormatError, in one sentence, for any other file."""
+        from safetensors import safe_open
+
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                about = json.loads((file.metadata() or {})["stl_search"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise FormatError(f"{path} holds no encoded operand: {error!s:.100}") from None
+        try:
+            if about["format"] != FORMAT:
+                raise FormatError(f"{path} has format {about['format']!r:.40}, this version reads {FORMAT!r}")
+            scheme = Scheme.from_json(about["plan"]["scheme"])
+            plan = Plan(scheme, **{n: about["plan"][n] for n in PLAN_FIELDS if n != "device"}, device=str(device))
+            shape, side = tuple(about["shape"]), about["side"]
+            stored = reference.Stored(tensors["data"], tensors.get("scale"))
+            _check_stored(stored, plan, side, shape)
+            if about["kind"] not in ("torch", "numpy") or dtype_name(about["dtype"])[0] != about["dtype"]:
+                raise ValueError("unknown kind or dtype")
+        except StlError:
+            raise
+        except (KeyError, ValueError, TypeError) as error:
+            raise FormatError(f"{path} is damaged: {error!s:.100}") from None
+        return EncodedOperand(plan, side, _packed(stored, plan, side), shape, about["dtype"], about["kind"])
+
+
+FORMAT = "stl-operand/1"
+PLAN_FIELDS = ("dtype", "product", "out", "layout", "device", "complex")
+
+
+def _check_stored(stored: reference.Stored, plan: Plan, side: str, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless the numbers have the shape and type that the plan gives them."""
+    m, k, n = plan.scheme.shape
+    rows, cols = {"lhs": (m, k), "rhs": (k, n)}[side]
+    wanted = (plan.scheme.rank, *shape[:-2], -(-shape[-2] // rows), -(-shape[-1] // cols))
+    if tuple(stored.data.shape) != wanted or stored.data.dtype != torch_dtype(plan.dtype, plan.complex):
+        raise ValueError(f"{tuple(stored.data.shape)} {stored.data.dtype} where {wanted} in {plan.dtype} belongs")
+    if (plan.dtype == "fp8_e4m3") != (stored.scale is not None):
+        raise ValueError("scales belong to fp8_e4m3 and to nothing else")
 
 
 def read(x: Any, name: str) -> Operand:
@@ -139,5 +211,18 @@ def encode(x: Operand, plan: Plan, side: str) -> EncodedOperand:
     if x.kind == "numpy":
         numpy_dtype(plan.out, plan.complex)  # a result that numpy cannot hold is refused here, not at each product
     with torch.inference_mode(False), torch.no_grad():  # usable later, also where gradients of the partner are taken
-        stored = reference.store(reference.encode_operand(x.tensor, plan, side), plan.dtype)
-    return EncodedOperand(plan, side, stored, x.shape, x.dtype, x.kind)
+        if multiply.applies(plan, x.tensor):
+            stored = reference.Stored(multiply.encode(x.tensor, plan, side))
+        else:
+            stored = reference.store(reference.encode_operand(x.tensor, plan, side), plan.dtype)
+        return EncodedOperand(plan, side, _packed(stored, plan, side), x.shape, x.dtype, x.kind)
+
+
+def _packed(stored: reference.Stored, plan: Plan, side: str) -> reference.Stored | dense.Packed:
+    """The same, packed where that makes products faster: B on the processor, of some size."""
+    b = stored.data
+    if side == "rhs" and stored.scale is None and b.numel() and min(b.shape[-2:]) >= WORTH_PACKING:
+        packs = multiply.applies(plan, b) and calibrate.rates("cpu", plan.dtype).packs
+        found = multiply.pack(b, plan) if packs else b
+        return stored if isinstance(found, torch.Tensor) else found
+    return stored

@@ -1,0 +1,126 @@
+"""Plain dense products on the processor by the libraries at hand; which is fastest hangs on the machine.
+
+``WAYS`` lists them: torch's own (MKL or OpenBLAS), numpy's OpenBLAS, and oneDNN, which torch carries but uses for
+float32 only when a global setting is changed; here it is called directly, in full float32. All are deterministic and
+of equal accuracy. ``runtime.calibrate`` measures and chooses. Nothing here makes gradients.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from stl_search.kernels import cpu, reference
+
+__all__ = ["WAYS", "Packed", "batched", "can_pack", "matmul", "pack", "ways"]
+
+Tensor = torch.Tensor
+
+
+@cache
+def _onednn() -> Any:
+    """torch's entry to oneDNN's linear layer, None where this torch has none or it does not compute A B."""
+    try:
+        linear, reorder = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._reorder_linear_weight
+        a, b = torch.eye(3, 4), torch.arange(8.0).reshape(4, 2)
+        for weight in (b.T, reorder(b.T, 3)):
+            if not torch.equal(linear(a, weight, None, "none", [], ""), b[:3]):
+                return None
+        if not torch.equal(reorder(b.T, 3).to_dense(), b.T):
+            return None
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return torch.ops.mkldnn
+
+
+def _by_torch(a: Tensor, b: Tensor) -> Tensor:
+    if a.ndim == b.ndim == 2:
+        return torch.mm(a, b, out=cpu.empty((a.shape[0], b.shape[1]), a.dtype))
+    return torch.matmul(a, b)
+
+
+def _by_numpy(a: Tensor, b: Tensor) -> Tensor:
+    return torch.from_numpy(a.numpy() @ b.numpy())
+
+
+def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
+    found: Tensor = _onednn()._linear_pointwise(a, b.mT, None, "none", [], "")
+    return found
+
+
+WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch": _by_torch, "numpy": _by_numpy, "onednn": _by_onednn}
+
+
+def ways(dtype: torch.dtype) -> list[str]:
+    """The names of the routines that multiply this dtype here; torch's is always among them.
+
+    numpy's is left out where torch was told to use fewer threads than there are processors: it would not obey.
+    """
+    found = ["torch"]
+    if dtype in (torch.float32, torch.float64) and torch.get_num_threads() >= (os.cpu_count() or 1):
+        found.append("numpy")
+    if dtype == torch.float32 and _onednn() is not None:
+        found.append("onednn")
+    return found
+
+
+def matmul(a: Tensor, b: Tensor, way: str = "torch") -> Tensor:
+    """A: (..., M, K), B: (..., K, N) -> (..., M, N) of one dtype, by the routine of that name where it applies.
+
+    Stacks on the right and empty operands go to torch.
+    """
+    if way != "torch" and (b.ndim > 2 or not a.numel() or not b.numel()):
+        way = "torch"
+    return WAYS[way](a, b)
+
+
+class Packed:
+    """Encoded B: (r, K', N') as oneDNN keeps weights, so that no product has to arrange it anew; constant."""
+
+    def __init__(self, b: Tensor) -> None:
+        self.shape, self.dtype, self.device = b.shape, b.dtype, b.device
+        self._weights = [_onednn()._reorder_linear_weight(x.T, None) for x in b]
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, the library's own padding apart."""
+        return self.shape.numel() * self.dtype.itemsize
+
+    def unpacked(self) -> Tensor:
+        """(r, K', N'), contiguous: the same numbers."""
+        return torch.stack([x.to_dense().T for x in self._weights])
+
+    def products(self, a: Tensor) -> list[Tensor]:
+        """a: (r, ..., M', K') -> r times (..., M', N')."""
+        multiply = _onednn()._linear_pointwise
+        return [multiply(x, w, None, "none", [], "") for x, w in zip(a, self._weights, strict=True)]
+
+
+def can_pack(b: Tensor) -> bool:
+    """Whether encoded B: (r, ..., K', N') is one that ``Packed`` takes."""
+    packs = b.dtype in (torch.float32, torch.bfloat16) and b.ndim == 3 and b.numel() > 0
+    return packs and b.device.type == "cpu" and _onednn() is not None
+
+
+def pack(b: Tensor) -> Packed:
+    """b: (r, K', N') -> the same, packed."""
+    return Packed(b)
+
+
+def batched(a: Tensor, b: Tensor | Packed) -> Tensor | list[Tensor]:
+    """a: (r, ..., M', K'), b: (r, ..., K', N') of one dtype -> (r, ..., M', N'), as one tensor or r of them."""
+    if isinstance(b, Packed):
+        return b.products(a)
+    if b.ndim == 3:  # all rows of a slice of A are one matrix
+        flat = a.flatten(1, -2) if a.ndim > 3 else a
+        out = cpu.empty((len(a), flat.shape[1], b.shape[-1]), a.dtype)
+        torch.bmm(flat, b, out=out)
+        return out.view(*a.shape[:-1], b.shape[-1])
+    return reference.product(a, b)

@@ -1,0 +1,230 @@
+"""C = A B by a plan on the processor, part by part: only a few slices' rows are in memory, and in cache, at a time.
+
+B is encoded whole (r/(k n) of its size; a panel of columns at a time where the limit asks for that), then for each run
+of rows of A: encode, r products, decode. What lies between never leaves the last cache when the runs are short enough.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from stl_search.errors import UsageError
+from stl_search.kernels import cpu, dense
+from stl_search.kernels.plan import Plan, dtype_name, torch_dtype, wider
+
+__all__ = ["CHUNK", "applies", "encode", "least_workspace", "multiply"]
+
+Tensor = torch.Tensor
+Operand = Tensor | dense.Packed
+
+CHUNK = 256 << 20  # bytes of encoded rows of A and of products that are worth being in memory together
+FEWEST = 16  # rows and columns of a slice below which a limit is refused rather than honoured
+SOME = 128  # rows of a slice that make a product worth while
+
+
+def applies(plan: Plan, *operands: Tensor) -> bool:
+    """Whether these operands are multiplied here: real, on the processor, and stored in a format that it rounds to."""
+    formats = () if plan.dtype == "fp8_e4m3" else [torch_dtype(x) for x in (plan.dtype, plan.product, plan.out)]
+    return (
+        bool(formats)
+        and not plan.complex
+        and all(x.device.type == "cpu" for x in operands)
+        and cpu.supports(*formats, *(x.dtype for x in operands))
+    )
+
+
+def multiply(
+    a: Tensor,
+    b: Operand,
+    plan: Plan,
+    rows: int,
+    cols: int,
+    encoded: tuple[bool, bool] = (False, False),
+    levels: int = 1,
+    limit: int | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """A: (..., M, K), B: (..., K, N) -> C: (..., rows = M, cols = N) in ``plan.out``; no gradient.
+
+    ``encoded`` says which of the two is given encoded, as (r, ..., rows', cols') in ``plan.dtype``;
+    B may be packed, see ``pack``. ``levels`` - 1
+    times more, each of the r products is made by the same plan. Besides the operands and C there are in memory: B
+    encoded, r/(k n) of its size, and one chunk of encoded rows of A and of products, ``CHUNK`` bytes or the FEWEST
+    rows; with more levels, A encoded and all products at once. With ``limit`` all this keeps below that many bytes, at
+    the price of encoding A several times; raises UsageError where it cannot. C may be given, to be filled.
+    """
+    sizes = _Sizes(a, b, plan, rows, cols, encoded)
+    if out is None:
+        out = cpu.empty((*sizes.batch, rows, cols), torch_dtype(plan.out))
+    if out.numel() == 0:
+        return out
+    if sizes.inner == 0:
+        return out.zero_()
+    chunk = CHUNK if limit is None else limit
+    if isinstance(b, dense.Packed) and (levels > 1 or limit is not None):
+        b = b.unpacked()
+    if levels == 1 and sizes.bytes(sizes.height, sizes.width) * sizes.most <= chunk:
+        a_hat = a if encoded[0] else encode(a, plan, "lhs")
+        b_hat = b if encoded[1] or isinstance(b, dense.Packed) else encode(b, plan, "rhs")
+        cpu.decode_into(_products(a_hat, b_hat, plan), _factor(plan), plan.layout, out)
+        return out
+    if isinstance(b, Tensor) and (math.prod(b.shape[int(encoded[1]) : -2]) != 1 or levels > 1):
+        a, b = (_spread(x, int(e), sizes.batch) for x, e in zip((a, b), encoded, strict=True))
+        for index in np.ndindex(*sizes.batch):
+            one, other = (x[(slice(None),) * int(e) + index] for x, e in zip((a, b), encoded, strict=True))
+            if levels > 1:
+                _nested(one, other, plan, encoded, levels, out[index])
+            else:
+                _panels(one.unsqueeze(int(encoded[0])), other, plan, encoded, sizes, chunk, limit, out[index][None])
+        return out
+    a = _spread(a, int(encoded[0]), sizes.batch)
+    a = a.flatten(int(encoded[0]), -3) if sizes.batch else a.unsqueeze(int(encoded[0]))
+    if isinstance(b, Tensor):
+        b = b.reshape(*b.shape[: int(encoded[1])], *b.shape[-2:])
+    _panels(a, b, plan, encoded, sizes, chunk, limit, out.reshape(-1, rows, cols))
+    return out
+
+
+def _spread(x: Tensor, lead: int, batch: tuple[int, ...]) -> Tensor:
+    """x: (..., rows, cols), behind ``lead`` dimensions, broadcast to that batch."""
+    new = (1,) * (len(batch) - (x.ndim - lead - 2))
+    x = x.reshape(*x.shape[:lead], *new, *x.shape[lead:])
+    return x.expand(*x.shape[:lead], *batch, *x.shape[-2:])
+
+
+def encode(x: Tensor, plan: Plan, side: str) -> Tensor:
+    """x: (..., M, K) for side "lhs", (..., K, N) for "rhs" -> (r, ..., rows, cols) in ``plan.dtype``."""
+    return cpu.encode(x, _factor(plan, side, x), plan.layout, torch_dtype(plan.dtype))
+
+
+def pack(b_hat: Tensor, plan: Plan) -> Operand:
+    """B encoded: (r, ..., K', N') in ``plan.dtype`` -> packed where its products are made in that dtype."""
+    return dense.pack(b_hat) if b_hat.dtype == _work(plan) and dense.can_pack(b_hat) else b_hat
+
+
+def _factor(plan: Plan, side: str = "out", x: Tensor | None = None) -> Tensor:
+    """The coefficients in the precision in which sums over entries of x, or over products, are made."""
+    return plan.coefficients(side, plan.compute if x is None else wider(plan.compute, dtype_name(x.dtype)[0]), "cpu")
+
+
+class _Sizes:
+    """Of the slices: (height, inner) and (inner, width); what a chunk of rows and columns takes."""
+
+    def __init__(self, a: Tensor, b: Operand, plan: Plan, rows: int, cols: int, encoded: tuple[bool, bool]) -> None:
+        m, k, n = plan.scheme.shape
+        self.rank = plan.scheme.rank
+        self.height, self.width = -(-rows // m), -(-cols // n)
+        self.inner = b.shape[-2] if encoded[1] else -(-b.shape[-2] // k)
+        batches = [x.shape[int(e) : -2] for x, e in zip((a, b), encoded, strict=True)]
+        self.batch: tuple[int, ...] = np.broadcast_shapes(*batches)
+        self.most = math.prod(self.batch)
+        stored, work, kept = torch_dtype(plan.dtype), _work(plan), torch_dtype(plan.product)
+        twice = stored.itemsize + work.itemsize if stored != work else work.itemsize
+        of_products = work.itemsize + (kept.itemsize if kept != work else 0)
+        self.per = [0 if encoded[0] and stored == work else twice, 0 if encoded[1] and stored == work else twice]
+        self.of_products = of_products
+
+    def bytes(self, rows: int, cols: int) -> int:
+        """Of so many rows of encoded A, columns of encoded B, and their products."""
+        left, right = rows * self.inner * self.per[0], self.inner * cols * self.per[1]
+        return self.rank * (left + right + rows * cols * self.of_products)
+
+    def rows_within(self, chunk: int, cols: int) -> int:
+        """The most rows of encoded A and of their products with ``cols`` columns that take ``chunk`` bytes."""
+        return chunk // max(1, self.bytes(1, cols) - self.bytes(0, cols))
+
+
+def least_workspace(a: Tensor, b: Operand, plan: Plan, rows: int, cols: int, encoded: tuple[bool, bool]) -> int:
+    """The bytes below which ``multiply`` refuses a limit."""
+    sizes = _Sizes(a, b, plan, rows, cols, encoded)
+    return sizes.bytes(min(FEWEST, sizes.height), min(FEWEST, sizes.width))
+
+
+def _panels(
+    a: Tensor,
+    b: Operand,
+    plan: Plan,
+    encoded: tuple[bool, bool],
+    sizes: _Sizes,
+    chunk: int,
+    limit: int | None,
+    out: Tensor,
+) -> None:
+    """A: (G, M, K) or (r, G, M', K'), B: (K, N) or (r, K', N') -> out: (G, M, N), in chunks of rows and columns."""
+    height, width = sizes.height, sizes.width
+    panel = width
+    if limit is not None:
+        least = sizes.bytes(min(FEWEST, height), min(FEWEST, width))
+        if limit < least:
+            raise UsageError(
+                f"a workspace of {limit} bytes is too small for this product and scheme: give {least} at least"
+            )
+        # The widest panel of B beside which SOME rows of A and their products fit.
+        while panel > FEWEST and sizes.bytes(min(SOME, height), panel) > limit:
+            panel = max(FEWEST, -(-panel // 2))
+        chunk = limit - sizes.bytes(0, panel)
+    step = max(min(FEWEST, height), min(height * len(out), sizes.rows_within(chunk, panel)))
+    group = max(1, step // height)  # whole products at a time, or runs of rows of one
+    for left in range(0, width, panel):
+        here = min(panel, width - left)
+        b_hat: Operand = b
+        if isinstance(b, Tensor):
+            b_hat = b[..., left : left + here] if encoded[1] else _window(b, plan, "rhs", (sizes.inner, here), 0, left)
+            b_hat = b_hat.to(_work(plan))  # once for all rows of A
+        for g in range(0, len(out), group):
+            part = a[:, g : g + group] if encoded[0] else a[g : g + group]
+            for top in range(0, height, step):
+                size = (min(step, height - top), sizes.inner)
+                cpu.decode_into(
+                    _products(_rows_of(part, plan, encoded[0], size, top), b_hat, plan),
+                    _factor(plan), plan.layout, out[g : g + group], top, left,
+                )  # fmt: skip
+        del b_hat  # before the next is made
+
+
+def _rows_of(x: Tensor, plan: Plan, encoded: bool, size: tuple[int, int], top: int) -> Tensor:
+    """The rows of the slices of A from ``top`` on."""
+    return x[..., top : top + size[0], :] if encoded else _window(x, plan, "lhs", size, top, 0)
+
+
+def _window(x: Tensor, plan: Plan, side: str, size: tuple[int, int], top: int, left: int) -> Tensor:
+    """The rows and columns of the slices of x: (..., rows, cols) that begin at (top, left), encoded."""
+    hat = cpu.empty((plan.scheme.rank, *x.shape[:-2], *size), torch_dtype(plan.dtype))
+    cpu.encode_into(x, _factor(plan, side, x), plan.layout, hat, top, left)
+    return hat
+
+
+def _products(a: Tensor, b: Operand, plan: Plan) -> Tensor | list[Tensor]:
+    """a: (r, ..., M', K'), b: (r, ..., K', N') -> (r, ..., M', N') in ``plan.product``, or r times (..., M', N')."""
+    work, kept = _work(plan), torch_dtype(plan.product)
+    p = dense.batched(a.to(work), b if isinstance(b, dense.Packed) else b.to(work))
+    return p.to(kept) if isinstance(p, Tensor) else [x.to(kept) for x in p]
+
+
+def _nested(a: Tensor, b: Tensor, plan: Plan, encoded: tuple[bool, bool], levels: int, out: Tensor) -> None:
+    """A: (M, K) or (r, M', K'), B: (K, N) or (r, K', N') -> out: (M, N), the products by the same plan."""
+    work = torch_dtype(plan.compute)
+    a_hat = (a if encoded[0] else encode(a, plan, "lhs")).to(work)
+    b_hat = (b if encoded[1] else encode(b, plan, "rhs")).to(work)
+    inner = replace_out(plan)
+    height, width = a_hat.shape[-2], b_hat.shape[-1]
+    p = cpu.empty((len(a_hat), height, width), work)
+    for q in range(len(p)):
+        multiply(a_hat[q], b_hat[q], inner, height, width, levels=levels - 1, out=p[q])
+    cpu.decode_into(p.to(torch_dtype(plan.product)), _factor(plan), plan.layout, out)
+
+
+@lru_cache(maxsize=256)
+def replace_out(plan: Plan) -> Plan:
+    """The plan whose result keeps the precision of the sums."""
+    return replace(plan, out=plan.compute)
+
+
+def _work(plan: Plan) -> torch.dtype:
+    """What products are made in: bf16 where operands and products are both stored so, else the sums' precision."""
+    return torch.bfloat16 if plan.dtype == plan.product == "bf16" else torch_dtype(plan.compute)

@@ -1,0 +1,212 @@
+"""What this machine does: speeds of dense products, of products of slices, and of encoding, measured once and kept.
+
+``rates`` gives them for a device and a precision: the first call measures for a second or two and writes a small JSON
+file among the user's caches; a file is used as long as processor, libraries and number of threads stay the same.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import hashlib
+import json
+import math
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stl_search.kernels import cpu, dense, ops
+from stl_search.kernels.plan import torch_dtype
+
+__all__ = ["Curve", "Rates", "cache_dir", "measure", "rates"]
+
+Curve = tuple[tuple[float, float], ...]  # (size, operations a second), by size
+
+SIZES = {"cpu": (128, 256, 512, 1024, 2048)}
+SIZES_ELSEWHERE = (512, 1024, 2048, 4096, 8192)
+REPEATS = 5
+SLICES = 4
+FORMAT = 2  # of the file; what was written by another is measured anew
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Speeds on one device in one precision; sizes are sides of square products.
+
+    ``dense`` (flops a second, the fastest way at each size, named in ``ways``), ``slices`` (the same for r products at
+    once, in the precision itself), ``packed`` (with the right operand packed; empty where that is not to be had),
+    ``bandwidth`` (bytes a second read and written by encode and decode), ``sums`` (multiply-adds a second in them),
+    ``call`` (seconds that any step takes at least).
+    """
+
+    dense: Curve
+    ways: tuple[str, ...]
+    slices: Curve
+    packed: Curve
+    bandwidth: float
+    sums: float
+    call: float
+
+    def way(self, size: float) -> str:
+        """The fastest way to multiply at that size."""
+        sides = [s for s, _ in self.dense]
+        at = bisect.bisect_left(sides, size)
+        if at and (at == len(sides) or size * size < sides[at - 1] * sides[at]):
+            at -= 1
+        return self.ways[at]
+
+    @property
+    def packs(self) -> bool:
+        """Whether packing the right operand is worth its memory: a product with it is a twentieth faster at least."""
+        return bool(self.packed) and self.packed[-1][1] > 1.05 * self.slices[-1][1]
+
+
+def at(curve: Curve, size: float) -> float:
+    """The curve at a size, linear between the logarithms of sizes, constant beyond the last, falling below the first.
+
+    >>> at(((100.0, 10.0), (400.0, 30.0)), 200.0), at(((100.0, 10.0),), 50.0)
+    (20.0, 5.0)
+    """
+    sizes = [s for s, _ in curve]
+    if size <= sizes[0]:
+        return curve[0][1] * size / sizes[0]
+    if size >= sizes[-1]:
+        return curve[-1][1]
+    i = bisect.bisect_right(sizes, size)
+    share = math.log(size / sizes[i - 1]) / math.log(sizes[i] / sizes[i - 1])
+    return curve[i - 1][1] * (1 - share) + curve[i][1] * share
+
+
+def cache_dir() -> Path:
+    """Where measurements are kept."""
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("stl-search", appauthor=False)) / "rates"
+
+
+@lru_cache(maxsize=64)
+def _rates(device: str, dtype: str, threads: int) -> Rates:
+    path = cache_dir() / f"{_machine(device, threads)}-{dtype}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        kept = json.loads(path.read_text("utf-8"))
+        if kept.pop("format") == FORMAT:
+            curves = {k: tuple((float(s), float(f)) for s, f in kept[k]) for k in ("dense", "slices", "packed")}
+            return Rates(**{**kept, **curves, "ways": tuple(kept["ways"])})
+    found = measure(device, dtype)
+    with contextlib.suppress(OSError):  # nowhere to keep it: measured again in the next process
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump({"format": FORMAT, **asdict(found)}, file)
+        os.replace(name, path)
+    return found
+
+
+def rates(device: str, dtype: str) -> Rates:
+    """The speeds of a device ("cpu", "cuda:0") for real numbers in fp16, bf16, fp32 or fp64; measured where need be."""
+    if dtype == "fp16" and device.startswith("cpu"):
+        dtype = "fp32"  # in which both dense products and sums are made, see ``amm``
+    return _rates(device, dtype, torch.get_num_threads())
+
+
+def _machine(device: str, threads: int) -> str:
+    """A name for what the measurements depend on."""
+    what = [platform.machine(), torch.__version__, np.__version__, str(threads)]
+    if device.startswith("cuda"):
+        what.append(torch.cuda.get_device_name(device))
+    else:
+        with contextlib.suppress(OSError):
+            lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+            what += [line for line in lines if line.startswith("model name")][:1]
+        what += [platform.processor(), str(os.cpu_count())]
+    return f"{device.replace(':', '')}-{hashlib.sha256(chr(0).join(what).encode()).hexdigest()[:12]}"
+
+
+def measure(device: str, dtype: str) -> Rates:
+    """The speeds, measured now; a second or two of work."""
+    kind = torch_dtype(dtype)
+    place = torch.device(device)
+    with torch.no_grad(), torch.inference_mode(False):
+        call = _seconds(lambda: torch.empty(1, device=place), place)
+        dense_curve: list[tuple[float, float]] = []
+        slice_curve: list[tuple[float, float]] = []
+        packed_curve: list[tuple[float, float]] = []
+        chosen: list[str] = []
+        sizes = SIZES.get(place.type, SIZES_ELSEWHERE)
+        for size in sizes:
+            a, b = (torch.randn(size, size, device=place).to(kind) for _ in range(2))
+            flops = 2.0 * size**3
+            multiply = dense.matmul if place.type == "cpu" else _elsewhere
+            speeds = {way: flops / _seconds(partial(multiply, a, b, way), place) for way in _ways(kind, place)}
+            chosen.append(max(speeds, key=lambda way: speeds[way]))
+            dense_curve.append((float(size), speeds[chosen[-1]]))
+            if size == sizes[-1]:
+                break  # slices are smaller than the whole
+            x, y = (z.expand(SLICES, size, size).contiguous() for z in (a, b))
+            flops *= SLICES
+            if place.type == "cpu":
+                slice_curve.append((float(size), flops / _seconds(partial(dense.batched, x, y), place)))
+                if dense.can_pack(y):
+                    packed = partial(dense.batched, x, dense.pack(y))
+                    packed_curve.append((float(size), flops / _seconds(packed, place)))
+            else:
+                slice_curve.append((float(size), flops / _seconds(partial(ops.product, x, y, kind), place)))
+        bandwidth, sums = _encoding(kind, place)
+    return Rates(
+        tuple(dense_curve), tuple(chosen), tuple(slice_curve), tuple(packed_curve), bandwidth, sums, call
+    )  # fmt: skip
+
+
+def _ways(kind: torch.dtype, place: torch.device) -> list[str]:
+    return dense.ways(kind) if place.type == "cpu" else ["torch"]
+
+
+def _elsewhere(a: torch.Tensor, b: torch.Tensor, way: str) -> torch.Tensor:
+    return torch.matmul(a, b)
+
+
+def _encoding(kind: torch.dtype, place: torch.device) -> tuple[float, float]:
+    """(bytes a second, multiply-adds a second) of encoding, from a sparse and a dense encoder of one size."""
+    size = 2048 if place.type == "cpu" else 8192
+    wide = torch.float64 if kind == torch.float64 else torch.float32
+    x = torch.randn(size, size, device=place).to(kind)
+    light = torch.zeros(4, 2, 2, dtype=wide)
+    light[range(4), [0, 0, 1, 1], [0, 1, 0, 1]] = 1.0
+    heavy = torch.linspace(0.1, 1.0, 16 * 16, dtype=wide).reshape(16, 4, 4)
+
+    def seconds(factor: torch.Tensor) -> float:
+        if place.type == "cpu":
+            return _seconds(partial(cpu.encode, x, factor, dtype=kind), place)
+        return _seconds(partial(ops.encode, x, factor.to(place), "block", kind), place)
+
+    moved = 2.0 * x.numel() * x.itemsize  # both read x once and write as much
+    slow, quick = seconds(heavy), seconds(light)
+    return moved / quick, 15.0 * x.numel() / max(slow - quick, 0.05 * slow)
+
+
+def _seconds(run: Callable[[], Any], place: torch.device) -> float:
+    """The median time of a run, after one that is not counted; short ones are repeated."""
+
+    def once(times: int) -> float:
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        start = time.perf_counter()
+        for _ in range(times):
+            run()
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+        return (time.perf_counter() - start) / times
+
+    once(1)
+    times = max(1, min(100, int(2e-4 / max(once(1), 1e-7))))
+    return statistics.median(once(times) for _ in range(REPEATS))

@@ -1,0 +1,178 @@
+"""Products in parts: any chunk and workspace gives the product, memory keeps to its bound; levels, packed operands."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+import weakref
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stl_search import transform
+from stl_search.errors import UsageError
+from stl_search.kernels import cpu, dense, multiply
+from stl_search.kernels.plan import LAYOUTS, Plan
+from stl_search.runtime.amm import amm, encode_lhs, encode_rhs
+from stl_search.testing import STRASSEN
+
+SCHEMES = {
+    "strassen": STRASSEN,
+    "<2,3,4>": transform.sum_k(transform.sum_n(STRASSEN, STRASSEN), transform.classical((2, 1, 4))),
+}
+SIDE = st.sampled_from([1, 2, 5, 17, 40, 67])
+
+
+def whole(shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """Whole numbers: products of them are exact in float32."""
+    return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.tuples(SIDE, SIDE, SIDE),
+    st.sampled_from([((), ()), ((3,), ()), ((2, 2), ()), ((), (3,)), ((3,), (3,)), ((2, 1), (3,)), ((1,), (2,))]),
+    st.sampled_from(list(SCHEMES)),
+    st.sampled_from(LAYOUTS),
+    st.integers(0, 3),
+    st.sampled_from([1, 3000, 10**9]),
+    st.sampled_from([1, 1, 2, 3]),
+)
+def test_any_chunk_gives_the_product(
+    sizes: tuple[int, int, int],
+    batches: tuple[tuple[int, ...], tuple[int, ...]],
+    name: str,
+    layout: str,
+    encoded: int,
+    chunk: int,
+    levels: int,
+) -> None:
+    m, k, n = sizes
+    plan = Plan(SCHEMES[name], layout=layout)
+    a, b = whole((*batches[0], m, k), 0), whole((*batches[1], k, n), 1)
+    given_encoded = bool(encoded & 1), bool(encoded & 2)
+    x = multiply.encode(a, plan, "lhs") if given_encoded[0] else a
+    y = multiply.encode(b, plan, "rhs") if given_encoded[1] else b
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiply, "CHUNK", chunk)
+        c = multiply.multiply(x, y, plan, m, n, given_encoded, levels)
+    assert torch.equal(c, a @ b)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.tuples(SIDE, SIDE, SIDE),
+    st.sampled_from([((), ()), ((3,), ()), ((2,), (2,))]),
+    st.sampled_from(list(SCHEMES)),
+    st.integers(0, 3),
+    st.floats(1.0, 3.0),
+)
+def test_a_workspace_is_honoured(
+    sizes: tuple[int, int, int],
+    batches: tuple[tuple[int, ...], tuple[int, ...]],
+    name: str,
+    encoded: int,
+    room: float,
+) -> None:
+    """All that is allocated at any time, the result apart, is within the limit; a smaller limit is refused."""
+    m, k, n = sizes
+    plan = Plan(SCHEMES[name])
+    a, b = whole((*batches[0], m, k), 0), whole((*batches[1], k, n), 1)
+    given_encoded = bool(encoded & 1), bool(encoded & 2)
+    x = multiply.encode(a, plan, "lhs") if given_encoded[0] else a
+    y = multiply.encode(b, plan, "rhs") if given_encoded[1] else b
+    least = multiply.least_workspace(x, y, plan, m, n, given_encoded)
+    live, peak = [0], [0]
+
+    def release(size: int) -> None:
+        live[0] -= size
+
+    def counted(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        live[0] += size
+        peak[0] = max(peak[0], live[0])
+        made = np.full(max(1, size), 255, np.uint8)  # NaN throughout
+        weakref.finalize(made, release, size)
+        return torch.from_numpy(made)[:size].view(dtype).view(shape)
+
+    limit = max(1, int(least * room))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "empty", counted)
+        c = multiply.multiply(x, y, plan, m, n, given_encoded, limit=limit)
+    assert torch.equal(c, a @ b)
+    assert peak[0] <= limit + c.nbytes
+    if least > 1:
+        with pytest.raises(UsageError, match=f"too small for this product and scheme: give {least} at least"):
+            multiply.multiply(x, y, plan, m, n, given_encoded, limit=least - 1)
+
+
+def test_memory_peak_of_amm_keeps_to_what_is_documented() -> None:
+    """Large arrays are numpy's, which tracemalloc sees: C, B encoded, one chunk."""
+    plan = Plan(STRASSEN)
+    n = 2048
+    a, b = (np.ones((n, n), np.float32) for _ in range(2))
+    amm(a[:64], b, plan)  # compiled and imported
+    for workspace in (60 << 20, 100 << 20):
+        tracemalloc.start()
+        c = amm(a, b, plan, workspace=workspace)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak <= c.nbytes + workspace + (1 << 20)
+        assert (c == n).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_operands_multiply_alike_and_come_back_unchanged(dtype: torch.dtype) -> None:
+    plan = Plan(STRASSEN, "bf16" if dtype == torch.bfloat16 else "fp32", "bf16" if dtype == torch.bfloat16 else "")
+    a, b = (whole(s, i).to(dtype) for i, s in enumerate([(3, 37, 41), (41, 53)]))
+    b_hat = multiply.encode(b, plan, "rhs")
+    if not dense.can_pack(b_hat):
+        pytest.skip("this torch carries no oneDNN")
+    packed = multiply.pack(b_hat, plan)
+    assert isinstance(packed, dense.Packed)
+    assert torch.equal(packed.unpacked(), b_hat)
+    assert packed.nbytes == b_hat.nbytes
+    for levels, limit in ((1, None), (2, None), (1, 10**6)):
+        c = multiply.multiply(a, packed, plan, 37, 53, (False, True), levels, limit)
+        exact = a.double() @ b.double()
+        gap = float((c.double() - exact).norm() / exact.norm())
+        assert gap <= (0.0 if dtype == torch.float32 else 4 * plan.predicted_error)
+
+
+def test_every_dense_way_gives_the_product() -> None:
+    a, b = whole((3, 20, 30), 0), whole((30, 10), 1)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for way in dense.ways(dtype):
+            x, y = a.to(dtype), b.to(dtype)
+            for left, right in ((x, y), (x[0], y), (x[0].mT.contiguous().mT, y), (x[0], y.mT.contiguous().mT)):
+                c = dense.matmul(left, right, way)
+                assert c.dtype == dtype
+                torch.testing.assert_close(c.double(), (left.double() @ right.double()).to(dtype).double())
+            assert dense.matmul(x[:0], y, way).shape == (0, 20, 10)
+    assert dense.ways(torch.bfloat16) == ["torch"]
+
+
+@pytest.mark.parametrize("bad", [0, -1, True, 1.5, "1G"])
+def test_a_workspace_is_a_positive_number_of_bytes(bad: Any) -> None:
+    with pytest.raises(UsageError, match="positive number of bytes"):
+        amm(np.eye(2), np.eye(2), STRASSEN, workspace=bad)
+
+
+def test_a_workspace_is_refused_where_it_cannot_be_kept_to() -> None:
+    a = torch.ones(4, 4, requires_grad=True)
+    with pytest.raises(UsageError, match="on the processor only"):
+        amm(a, a, STRASSEN, workspace=1 << 20)
+    with pytest.raises(UsageError, match="give 672 at least"):
+        amm(np.ones((4, 4)), np.ones((4, 4)), STRASSEN, workspace=100)
+
+
+def test_encoded_operands_in_chunks() -> None:
+    plan = Plan(STRASSEN)
+    a, b = whole((130, 70), 0), whole((70, 90), 1)
+    left, right = encode_lhs(a, plan), encode_rhs(b, plan)
+    for x, y in ((a, right), (left, b), (left, right)):
+        assert torch.equal(amm(x, y, workspace=1 << 18), a @ b)
