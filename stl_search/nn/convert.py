@@ -396,15 +396,12 @@ def _option(name: str, layer: Any, encoder: Any, config: Config, seen: Seen | No
             predicted = calibrate.predicted_error(encoders.schemes()[0], seen.sample, weight.flatten(1).T)
     measured = None
     if seen is not None:
-        x = seen.sample.to(weight.device, weight.dtype)
-        if width is None and not exact:
-            mean = seen.mean.to(weight.device, weight.dtype)
-            centred = x - mean
-            calibrate.refit(new, centred, centred @ weight.flatten(1).T, mean)
+        held = seen.held_out.to(weight.device, weight.dtype)
         if not exact:
             calibrate.correct_bias(new, weight, seen.mean)
-        held = seen.held_out.to(weight.device, weight.dtype)
         measured = calibrate.output_error(new, weight, bias, held)
+        if width is None and not exact:
+            measured = _refitted(new, layer, seen, held, measured)
     now = [p for p in (new.encoded_weight(), new.encoders.u, new.encoders.w, new.bias) if p is not None]
     before = [p for p in (layer.weight, layer.bias) if p is not None]
     row = Row(
@@ -418,6 +415,35 @@ def _option(name: str, layer: Any, encoder: Any, config: Config, seen: Seen | No
         rows=seen.rows if seen is not None else 1,
     )
     return new, row
+
+
+def _refitted(new: STLLayer, layer: Any, seen: Seen, held: Tensor, measured: float) -> float:
+    """Refits ``new`` in place in the way that does best on held-out rows, or in none; its error there."""
+    weight, mean = layer.weight.detach(), seen.mean.to(layer.weight.device, layer.weight.dtype)
+    x = seen.sample.to(weight.device, weight.dtype) - mean
+    y = x @ new._matrix(weight)
+
+    def held_now() -> tuple[Any, Tensor, Tensor | None]:
+        return new.bias, new.encoders.w.detach().clone(), None if new.encoded is None else new.encoded.detach().clone()
+
+    def put(factors: tuple[Any, Tensor, Tensor | None]) -> None:
+        new.bias = factors[0]
+        new.encoders.w.data.copy_(factors[1])
+        if new.encoded is not None and factors[2] is not None:
+            new.encoded.data.copy_(factors[2])
+
+    before = best = held_now()
+    for ridge in (None, *(calibrate.WEIGHT_RIDGES if new.encoded is not None else ())):
+        put(before)
+        new.bias = layer.bias
+        calibrate.refit(new, x, y, mean, ridge=ridge)
+        calibrate.correct_bias(new, weight, seen.mean)
+        error = calibrate.output_error(new, weight, layer.bias, held)
+        if error < measured:
+            measured = error
+            best = held_now()
+    put(best)
+    return measured
 
 
 def _kept(name: str, layer: Any, seen: Seen) -> Row:
