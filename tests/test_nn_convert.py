@@ -256,6 +256,23 @@ def test_a_nested_model_is_converted_in_place_and_back(mode: str, sharing: str) 
     m.load_state_dict(twin.state_dict())
 
 
+def test_encoders_given_are_copied_for_each_layer_unless_shared() -> None:
+    given = Encoders.of(ROUGH, dtype=torch.float64)
+    kept = given.w.detach().clone()
+    x = structured(300, 8)
+    m = model()
+    convert_(m, Config(given, calibrate=lambda m: m(x)))
+    assert m[0][0].encoders is not m[1].encoders
+    assert torch.equal(given.w, kept)  # fitted copies
+    assert not torch.equal(m[1].encoders.w, kept)
+    m = model()
+    convert_(m, Config(given, sharing="shared"))
+    assert m[0][0].encoders is m[1].encoders is given
+    m = model()
+    convert_(m, Config(STRASSEN, sharing="shared"))
+    assert m[1].encoders.u.dtype == torch.float64
+
+
 def test_the_model_itself_may_be_the_layer() -> None:
     for layer, x in ((nn.Linear(5, 3), torch.ones(2, 5)), (nn.Conv2d(2, 3, 3), torch.ones(2, 2, 5, 5))):
         want = layer(x)

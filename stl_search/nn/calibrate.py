@@ -98,8 +98,9 @@ def output_error(layer: STLLayer, dense: Tensor, bias: Tensor | None, x: Tensor)
 
     Relative to the centred output, since a constant is what any bias corrects; infinite where that is constant.
     """
-    exact = x @ layer._matrix(dense)
-    gap = layer._multiply(x) - (exact if bias is None else exact + bias)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    exact = x.to(wide) @ layer._matrix(dense).to(wide)
+    gap = layer._multiply(x).to(wide) - (exact if bias is None else exact + bias)
     size = torch.linalg.vector_norm(exact - exact.mean(0))
     return float(torch.linalg.vector_norm(gap) / size) if size > 0 else math.inf
 
