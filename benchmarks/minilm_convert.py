@@ -158,9 +158,9 @@ def methods(dense: nn.Module, found: stl.nn.Survey) -> Iterator[tuple[str, float
             lambda at=at: each(lambda name, layer: recentred(layer, tables[name][0][at], found.seen[name])),
         )
     for budget in BUDGETS:
-        rows = {name: found.options[name][None] for name in tables}
-        costs = [[rows[name].flops[0] * share for share in (*SHARES, 1.0)] for name in tables]
-        losses = [[((rows[n].sensitivity or 0) * e) ** 2 for e in (*table[1], 0.0)] for n, table in tables.items()]
+        costs = [[dense.get_submodule(name).weight.numel() * share for share in (*SHARES, 1.0)] for name in tables]
+        gains = found.sensitivities
+        losses = [[(gains.get(name, 0.0) * e) ** 2 for e in (*table[1], 0.0)] for name, table in tables.items()]
         picks = dict(zip(tables, allocate(costs, losses, budget * sum(c[-1] for c in costs)), strict=True))
 
         def allotted(name: str, layer: nn.Linear, picks: dict[str, int] = picks) -> None:
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--calibrate", type=int, default=24, help="passages of 128 tokens to calibrate on")
     parser.add_argument("--test", type=int, default=32, help="passages of 128 tokens to measure on")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--only", default="", help="methods whose names hold this; other rows stay as they are")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     dense = model()
@@ -186,7 +187,9 @@ def main() -> None:
     test = others[:: len(others) // options.test][: options.test]
     start = time.perf_counter()
     config = stl.nn.Config(
-        budget=1.0, calibrate=lambda m: m(calibration), probe=lambda m: m(calibration[:: options.calibrate // 4])
+        budget=1.0 if "budget" in options.only or not options.only else None,
+        calibrate=lambda m: m(calibration),
+        probe=lambda m: m(calibration[:: options.calibrate // 4]),
     )
     found = stl.nn.survey(dense, config)
     print(f"survey: {time.perf_counter() - start:.0f} s", flush=True)
@@ -202,23 +205,24 @@ def main() -> None:
         "test_tokens": test.numel(),
     }
     OUT.parent.mkdir(exist_ok=True)
-    with torch.no_grad(), OUT.open("w", encoding="utf-8") as file:
+    rows = [json.loads(line) for line in OUT.read_text("utf-8").splitlines()] if options.only and OUT.exists() else []
+    with torch.no_grad():
         want = dense(test)
-        others = {"method": "dense, another passage", "cosine": spread((want * want.roll(1, 0)).sum(-1))}
-        file.write(json.dumps(about | others) + "\n")
+        if not options.only:
+            rows.append(about | {"method": "another passage", "cosine": spread((want * want.roll(1, 0)).sum(-1))})
         for name, nominal, cost, make in methods(dense, found):
+            if options.only not in name:
+                continue
             start = time.perf_counter()
             m = make()
             report = getattr(m, "report", None)
-            cosine = (m(test) * want).sum(-1)
-            row = {"method": name, "nominal": nominal, "cost": round(report.ratio if report else cost, 4)}
+            row = about | {"method": name, "nominal": nominal, "cost": round(report.ratio if report else cost, 4)}
             if report is not None:
-                row["parameters"] = sum(r.parameters[1] for r in report.rows) / sum(
-                    r.parameters[0] for r in report.rows
-                )
-            row |= {"cosine": spread(cosine), "seconds": round(time.perf_counter() - start, 1)}
-            file.write(json.dumps(about | row) + "\n")
-            file.flush()
+                before, after = (sum(r.parameters[i] for r in report.rows) for i in (0, 1))
+                row["parameters"] = round(after / before, 4)
+            row |= {"cosine": spread((m(test) * want).sum(-1)), "seconds": round(time.perf_counter() - start, 1)}
+            rows = [r for r in rows if (r["method"], r.get("nominal")) != (name, nominal)] + [row]
+            OUT.write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
             print(f"{name:55} nominal {nominal:5.3f} cost {row['cost']:5.3f} cosine {row['cosine']}", flush=True)
 
 

@@ -147,7 +147,7 @@ def test_refitting_never_makes_it_worse_and_finds_what_is_there(mode: str) -> No
     y = (x @ linear.weight.T).detach()
     layer = STLLinear.from_linear(linear, ROUGH, weight=mode)
     before, w = gap_of(layer, x, y), layer.encoders.w.detach().clone()
-    calibrate.refit(layer, x, y, rounds=4)
+    calibrate.refit(layer, x, y, rounds=4, ridge=calibrate.RIDGE)
     assert gap_of(layer, x, y) < 0.95 * before
     if mode == "dense":
         assert torch.equal(layer.weight, linear.weight)
@@ -161,7 +161,7 @@ def test_refitting_never_makes_it_worse_and_finds_what_is_there(mode: str) -> No
     with torch.no_grad():
         exact.encoded += 0.1 * inputs(*exact.encoded.shape)
     spoiled = gap_of(exact, x, y)
-    calibrate.refit(exact, x, y, rounds=2)
+    calibrate.refit(exact, x, y, rounds=2, ridge=calibrate.RIDGE)
     assert gap_of(exact, x, y) < 0.05 * spoiled
 
 
@@ -178,7 +178,7 @@ def test_refitting_minds_the_mean_as_far_as_no_bias_can(mode: str) -> None:
     errors = {}
     for heed in (None, mean):
         layer = STLLinear.from_linear(linear, ROUGH, weight=mode)
-        calibrate.refit(layer, x - mean, y - y.mean(0), heed)
+        calibrate.refit(layer, x - mean, y - y.mean(0), heed, ridge=calibrate.RIDGE)
         calibrate.correct_bias(layer, linear.weight.detach(), mean)
         errors[heed is None] = gap_of(layer, x, y)
     assert errors[False] < 0.5 * errors[True]
@@ -256,6 +256,23 @@ def test_a_nested_model_is_converted_in_place_and_back(mode: str, sharing: str) 
     m.load_state_dict(twin.state_dict())
 
 
+def test_encoders_given_are_copied_for_each_layer_unless_shared() -> None:
+    given = Encoders.of(ROUGH, dtype=torch.float64)
+    kept = given.w.detach().clone()
+    x = structured(300, 8)
+    m = model()
+    convert_(m, Config(given, calibrate=lambda m: m(x)))
+    assert m[0][0].encoders is not m[1].encoders
+    assert torch.equal(given.w, kept)  # fitted copies
+    assert not torch.equal(m[1].encoders.w, kept)
+    m = model()
+    convert_(m, Config(given, sharing="shared"))
+    assert m[0][0].encoders is m[1].encoders is given
+    m = model()
+    convert_(m, Config(STRASSEN, sharing="shared"))
+    assert m[1].encoders.u.dtype == torch.float64
+
+
 def test_the_model_itself_may_be_the_layer() -> None:
     for layer, x in ((nn.Linear(5, 3), torch.ones(2, 5)), (nn.Conv2d(2, 3, 3), torch.ones(2, 2, 5, 5))):
         want = layer(x)
@@ -328,11 +345,13 @@ def test_calibration_helps_and_a_budget_is_kept_and_repeats() -> None:
         assert not m.training
         return m(x)
 
-    plain = change(Config(ROUGH))[0]
-    decoder = change(Config(ROUGH, calibrate=run))[0]
-    both, report, _ = change(Config(ROUGH, weight="encoded", calibrate=run))
-    assert both < decoder < plain
-    assert all(0 < row.measured < 1 and row.predicted > 0 for row in report.rows)
+    plain, decoder, both = (
+        change(c) for c in (Config(ROUGH), Config(ROUGH, calibrate=run), Config(ROUGH, weight="encoded", calibrate=run))
+    )
+    assert max(decoder[0], both[0]) < 0.8 * plain[0]
+    for one, two in zip(decoder[1].rows, both[1].rows, strict=True):
+        assert 0 < two.measured < one.measured < 1
+        assert two.predicted == one.predicted > 0
     wide, report, m = change(Config((STRASSEN, 4), calibrate=run))
     assert report.rows[0].predicted == pytest.approx(report.rows[0].measured, rel=0.5)
     assert m[1].bias is not None  # made: the mean is corrected

@@ -23,6 +23,7 @@ __all__ = ["Seen", "allocate", "correct_bias", "fit_directions", "output_error",
 Tensor = torch.Tensor
 SAMPLE = 4096  # rows kept of each layer's inputs to fit on, and a quarter as many to measure on
 RIDGE = 1e-3  # of the mean diagonal of each normal matrix: keeps what a calibration set did not show from growing
+WEIGHT_RIDGES = (1e-1, 1e-2, 1e-3)  # the same for encoded weights, which have far more unknowns: tried on held-out rows
 LARGEST = 6144  # unknowns of one normal matrix: its factorisation takes 8e10 multiplications
 
 
@@ -97,8 +98,9 @@ def output_error(layer: STLLayer, dense: Tensor, bias: Tensor | None, x: Tensor)
 
     Relative to the centred output, since a constant is what any bias corrects; infinite where that is constant.
     """
-    exact = x @ layer._matrix(dense)
-    gap = layer._multiply(x) - (exact if bias is None else exact + bias)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    exact = x.to(wide) @ layer._matrix(dense).to(wide)
+    gap = layer._multiply(x).to(wide) - (exact if bias is None else exact + bias)
     size = torch.linalg.vector_norm(exact - exact.mean(0))
     return float(torch.linalg.vector_norm(gap) / size) if size > 0 else math.inf
 
@@ -168,13 +170,16 @@ def fit_directions(scheme: Scheme, width: int, seen: Seen, b: Tensor) -> tuple[E
 
 
 @torch.no_grad()
-def refit(layer: STLLayer, x: Tensor, y: Tensor, mean: Tensor | None = None, rounds: int = 2) -> None:
+def refit(
+    layer: STLLayer, x: Tensor, y: Tensor, mean: Tensor | None = None, rounds: int = 2, ridge: float | None = None
+) -> None:
     """Least squares on rows x: (S, K) with outputs y: (S, N) before the bias, in place and in turn, ``rounds`` times.
 
-    The decoder w, given the rest, solves an r x r system; an encoded weight solves one of r J unknowns, the same for
-    all columns (left alone above ``LARGEST``). A dense weight stays, and so do its encoders. Never worse on x than
-    before, but for the ridge. For rows centred by ``mean``, (K,), what the layer makes of the mean counts too: as far
-    as it differs from one row of a tile to the next, since the rest is left to the bias.
+    The decoder w, given the rest, solves an r x r system. With a ``ridge``, relative to the mean diagonal, an encoded
+    weight first solves one of r J unknowns, the same for all columns (left alone above ``LARGEST``); it wants several
+    times r J / m rows. A dense weight stays, and so do its encoders. Never worse on x than before, but for ridges. For
+    rows centred by ``mean``, (K,), what the layer makes of the mean counts too: as far as it differs from one row of a
+    tile to the next, since the rest is left to the bias.
     """
     e = layer.encoders
     m, n = e.w.shape[1:]
@@ -186,8 +191,11 @@ def refit(layer: STLLayer, x: Tensor, y: Tensor, mean: Tensor | None = None, rou
     constant = constant * math.sqrt(down)  # one tile that weighs as much as all of them
     target = functional.tiles(y, m, n)  # (I, m, L, n)
     turn = _averages_first(m).to(x)
-    for _ in range(rounds if layer.encoded is not None else 1):
-        if layer.encoded is not None and r * across <= LARGEST:
+    weight = layer.encoded is not None and ridge is not None and r * across <= LARGEST
+    for _ in range(rounds if weight else 1):
+        if weight:
+            assert layer.encoded is not None
+            assert ridge is not None
             w = e.w.to(kind)
             gram = a.new_zeros(r * across, r * across)
             for hat, decoder in ((a, w), (constant, w - w.mean(1, keepdim=True))):
@@ -196,7 +204,7 @@ def refit(layer: STLLayer, x: Tensor, y: Tensor, mean: Tensor | None = None, rou
                 gram += flat @ flat.T * pairs.repeat_interleave(across, 0).repeat_interleave(across, 1)
             right = torch.einsum("qij,qil->qjl", a, torch.einsum("qac,ialc->qil", w, target))
             before = layer.encoded.to(kind).reshape(r * across, -1)
-            found = _ridge_solve(gram, right.reshape(r * across, -1), before)
+            found = _ridge_solve(gram, right.reshape(r * across, -1), before, ridge)
             layer.encoded.copy_(found.reshape(layer.encoded.shape))
         b_hat = layer.encoded_weight().to(kind)
         p, c = (torch.einsum("qij,qjl->qil", hat, b_hat).flatten(1) for hat in (a, constant))
@@ -214,11 +222,11 @@ def _averages_first(size: int) -> Tensor:
     return q.mT
 
 
-def _ridge_solve(gram: Tensor, right: Tensor, before: Tensor) -> Tensor:
+def _ridge_solve(gram: Tensor, right: Tensor, before: Tensor, ridge: float = RIDGE) -> Tensor:
     """argmin of the quadratic form plus a ridge towards what was there ``before``."""
-    ridge = RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
-    left = gram + ridge * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    found: Tensor = torch.linalg.solve(left, right + ridge * before)
+    level = ridge * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny)
+    left = gram + level * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    found: Tensor = torch.linalg.solve(left, right + level * before)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,10 +32,10 @@ CANDIDATES: tuple[Any, ...] = (_STRASSEN, *((_STRASSEN, width) for width in (3, 
 class Config:
     """How to convert a model.
 
-    ``encoder`` names one scheme (see ``STLLinear``), or is a pair (scheme, width): inner tiles ``width`` features
-    wide, reduced to the scheme's k by directions fitted to calibration data. ``weight`` is "dense" or "encoded" (a
-    width always means encoded); ``sharing`` "layer" gives each layer encoders, "row" each block-row of its weight,
-    "shared" one set for all layers.
+    ``encoder`` names one scheme or is ``Encoders`` (see ``STLLinear``), or is a pair (scheme, width): inner tiles
+    ``width`` features wide, reduced to the scheme's k by directions fitted to calibration data. ``weight`` is "dense"
+    or "encoded" (a width always means encoded); ``sharing`` "layer" gives each layer encoders, "row" each block-row of
+    its weight, "shared" one set for all layers.
 
     ``calibrate(model)`` runs the model on calibration data and returns a tensor, what counts of its output. With it,
     factors are fitted by least squares (decoder; encoded weight), biases corrected, errors measured on held-out rows.
@@ -151,8 +152,8 @@ def convert_(
     says which to convert, ``skip`` lists names, of layers or of parts of the model, to leave alone. Subclasses (such as
     the projection inside nn.MultiheadAttention), grouped convolutions and, for encoded weights, weights that are tied
     to others are left as they are, and the report says why. ``survey`` is what ``survey`` found for the same model,
-    layers, calibration and candidates. Raises UsageError for unknown names in ``skip``, and what
-    loading the encoders raises; the model is then unchanged.
+    layers, calibration and candidates. Raises UsageError for unknown names in ``skip``, and what loading the encoders
+    raises; the model is then unchanged.
 
     >>> from stl_search.scheme import Scheme
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -171,8 +172,11 @@ def convert_(
         for name in [name for name in layers if name not in found.seen]:
             left[name] = "calibration never ran it"
             del layers[name]
-    shared = Encoders.of(config.encoder) if config.sharing == "shared" else None
-    choices: dict[str, Any] = dict.fromkeys(layers, shared or config.encoder)
+    encoder = config.encoder
+    if config.sharing == "shared" and not isinstance(encoder, Encoders) and layers:
+        first: Any = next(iter(layers.values())).weight
+        encoder = Encoders.of(encoder, first.device, first.dtype)
+    choices: dict[str, Any] = dict.fromkeys(layers, encoder)
     if config.budget is not None and layers:
         assert found is not None
         choices = found.within(config.budget, list(layers))
@@ -386,8 +390,9 @@ def _option(name: str, layer: Any, encoder: Any, config: Config, seen: Seen | No
         what = f"{_scheme(scheme).name} on {width}"
     else:
         if not isinstance(scheme, Encoders):
-            scheme = _scheme(scheme)
-        encoders = scheme if isinstance(scheme, Encoders) else Encoders.of(scheme, weight.device, weight.dtype)
+            encoders = Encoders.of(scheme, weight.device, weight.dtype)
+        else:
+            encoders = scheme if config.sharing == "shared" else copy.deepcopy(scheme)
         new = _build(layer, encoders, config.weight, config.sharing == "row")
         what = f"<{','.join(map(str, encoders.shape))}> r={encoders.rank}"
         E = encoders.expected_error()
@@ -396,15 +401,12 @@ def _option(name: str, layer: Any, encoder: Any, config: Config, seen: Seen | No
             predicted = calibrate.predicted_error(encoders.schemes()[0], seen.sample, weight.flatten(1).T)
     measured = None
     if seen is not None:
-        x = seen.sample.to(weight.device, weight.dtype)
-        if width is None and not exact:
-            mean = seen.mean.to(weight.device, weight.dtype)
-            centred = x - mean
-            calibrate.refit(new, centred, centred @ weight.flatten(1).T, mean)
+        held = seen.held_out.to(weight.device, weight.dtype)
         if not exact:
             calibrate.correct_bias(new, weight, seen.mean)
-        held = seen.held_out.to(weight.device, weight.dtype)
         measured = calibrate.output_error(new, weight, bias, held)
+        if width is None and not exact:
+            measured = _refitted(new, layer, seen, held, measured)
     now = [p for p in (new.encoded_weight(), new.encoders.u, new.encoders.w, new.bias) if p is not None]
     before = [p for p in (layer.weight, layer.bias) if p is not None]
     row = Row(
@@ -418,6 +420,35 @@ def _option(name: str, layer: Any, encoder: Any, config: Config, seen: Seen | No
         rows=seen.rows if seen is not None else 1,
     )
     return new, row
+
+
+def _refitted(new: STLLayer, layer: Any, seen: Seen, held: Tensor, measured: float) -> float:
+    """Refits ``new`` in place in the way that does best on held-out rows, or in none; its error there."""
+    weight, mean = layer.weight.detach(), seen.mean.to(layer.weight.device, layer.weight.dtype)
+    x = seen.sample.to(weight.device, weight.dtype) - mean
+    y = x @ new._matrix(weight)
+
+    def held_now() -> tuple[Any, Tensor, Tensor | None]:
+        return new.bias, new.encoders.w.detach().clone(), None if new.encoded is None else new.encoded.detach().clone()
+
+    def put(factors: tuple[Any, Tensor, Tensor | None]) -> None:
+        new.bias = factors[0]
+        new.encoders.w.data.copy_(factors[1])
+        if new.encoded is not None and factors[2] is not None:
+            new.encoded.data.copy_(factors[2])
+
+    before = best = held_now()
+    for ridge in (None, *(calibrate.WEIGHT_RIDGES if new.encoded is not None else ())):
+        put(before)
+        new.bias = layer.bias
+        calibrate.refit(new, x, y, mean, ridge=ridge)
+        calibrate.correct_bias(new, weight, seen.mean)
+        error = calibrate.output_error(new, weight, layer.bias, held)
+        if error < measured:
+            measured = error
+            best = held_now()
+    put(best)
+    return measured
 
 
 def _kept(name: str, layer: Any, seen: Seen) -> Row:
