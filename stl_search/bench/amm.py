@@ -20,6 +20,7 @@ from stl_search import __version__, score
 from stl_search.catalog import store
 from stl_search.kernels import dense
 from stl_search.kernels.plan import Plan, torch_dtype
+from stl_search.runtime import calibrate
 from stl_search.runtime.amm import amm, encode_rhs
 from stl_search.runtime.dispatch import explain
 
@@ -47,7 +48,6 @@ def rows(sizes: Sequence[int], dtype: str = "fp32", repeats: int = 5, schemes: s
     ``schemes`` is "all" (of the shipped catalog), "none", or a rank. ``ratio`` is dense time over the row's, above 1
     where the row is faster: quantiles over the pairs of runs.
     """
-    kind = torch_dtype(dtype)
     entries = [e for e in store.entries([store.shipped_dir()]) if e.ring not in ("Z2", "C")]
     if schemes == "none":
         entries = []
@@ -97,10 +97,10 @@ def _fastest(a: torch.Tensor, b: torch.Tensor) -> tuple[str, Callable[[], torch.
     """The fastest dense product of these operands, by three runs of each way."""
     runs = {way: partial(dense.matmul, a, b, way) for way in dense.ways(a.dtype)}
     times: dict[str, list[float]] = {way: [] for way in runs}
-    for _ in range(4):
+    for _ in range(3):
         for way, run in runs.items():
             times[way].append(_time(run))
-    best = min(runs, key=lambda way: statistics.median(times[way][1:]))
+    best = min(runs, key=lambda way: statistics.median(times[way]))
     return best, runs[best]
 
 
@@ -116,6 +116,9 @@ def _ratios(
 
 
 def _time(run: Callable[[], torch.Tensor], calls: int = 1) -> float:
+    """Seconds of a call, after one that is not counted and a pause in which threads of other libraries stop spinning."""
+    time.sleep(calibrate.SETTLE)
+    run()
     start = time.perf_counter()
     for _ in range(calls):
         run()

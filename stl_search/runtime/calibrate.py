@@ -13,7 +13,6 @@ import json
 import math
 import os
 import platform
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,7 +35,8 @@ SIZES = {"cpu": (128, 256, 512, 1024, 2048)}
 SIZES_ELSEWHERE = (512, 1024, 2048, 4096, 8192)
 REPEATS = 5
 SLICES = 4
-FORMAT = 2  # of the file; what was written by another is measured anew
+SETTLE = 0.05  # seconds after which the threads of a numeric library have stopped spinning and hinder no other
+FORMAT = 4  # of the file; what was written by another is measured anew
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _encoding(kind: torch.dtype, place: torch.device) -> tuple[float, float]:
 
 
 def _seconds(run: Callable[[], Any], place: torch.device) -> float:
-    """The median time of a run, after one that is not counted; short ones are repeated."""
+    """The shortest time of a run, after one that is not counted: what else the machine does only adds to it."""
 
     def once(times: int) -> float:
         if place.type == "cuda":
@@ -207,6 +207,7 @@ def _seconds(run: Callable[[], Any], place: torch.device) -> float:
             torch.cuda.synchronize(place)
         return (time.perf_counter() - start) / times
 
+    time.sleep(SETTLE)
     once(1)
     times = max(1, min(100, int(2e-4 / max(once(1), 1e-7))))
-    return statistics.median(once(times) for _ in range(REPEATS))
+    return min(once(times) for _ in range(REPEATS))
