@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stl_search.groups import Group
     from stl_search.scheme import Scheme, Shape
     from stl_search.search.campaign import Campaign
+    from stl_search.search.frontier import Frontier
     from stl_search.search.portfolio import Progress
 
 __all__ = ["main"]
@@ -382,6 +383,115 @@ def _campaign_table(state: Campaign) -> Table:
         for row in state.rows.values()
     ]
     title = f"campaign over {state.ring}: {state.slices} slices, {state.seconds:.0f} s, {len(state.finds)} finds"
+    return _table(title + (f"; now {state.now}" if state.now else ""), columns, rows)
+
+
+# -- frontier ----------------------------------------------------------------------------------------------------------
+
+
+def rank_range(text: str) -> range:
+    """Ranks from ``24`` or ``20-28``."""
+    match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", text)
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= low <= high:
+        raise click.BadParameter(f"{text!r} is no range of ranks: write 24 or 20-28")
+    return range(low, high + 1)
+
+
+@main.command("frontier")
+@shape_options
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True, help="Precision whose error counts.")
+@click.option("--time", "time_", type=duration, required=True, metavar="T", help="Time to search: 90s, 30m, 8h.")
+@click.option("--ranks", type=rank_range, metavar="A-B", help="Only these ranks.  [default: 1 to the exact rank]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: one a core]")
+@click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder for the finds.  [default: yours]")
+@click.option("--fresh", is_flag=True, help="Forget what the journal tells of earlier runs.")
+@json_option
+@click.pass_context
+def frontier_(
+    ctx: click.Context,
+    /,
+    shape: Shape | None,
+    tile: int | None,
+    dtype: str,
+    time_: float,
+    ranks: range | None,
+    seed: int,
+    workers: int | None,
+    out: str | None,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Search all ranks of a shape for less error than is held, each rank serving the others.
+
+    Ctrl-C or a crash loses nothing: the same command goes on for the rest of the time.
+    """
+    from stl_search.search.frontier import frontier
+
+    wanted = _shape(shape, tile)
+    assert wanted is not None
+    done = None
+    with _frontier_watched() as watch:
+        try:
+            done = frontier(
+                wanted, dtype=dtype, time=time_, ranks=ranks, seed=seed, workers=workers, out=out, fresh=fresh,
+                progress=watch,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            _say("interrupted: the same command goes on from here")
+            ctx.exit(INTERRUPTED)
+    if as_json:
+        _print_json(done.to_json())
+    else:
+        _console().print(_frontier_table(done))
+
+
+@contextmanager
+def _frontier_watched() -> Iterator[Callable[[Frontier], None]]:
+    """Shows a frontier search as it goes: a live table on a terminal's stderr, elsewhere a line for each find."""
+    shown: int | None = None  # finds of earlier runs are not told again
+
+    def tell(state: Frontier) -> None:
+        nonlocal shown
+        for find in state.finds[len(state.finds) if shown is None else shown :]:
+            before = "" if find["from"] is None else f", from {find['from']:.5g}"
+            _say(f"rank {find['rank']} error^2 {find['error2']:.5g}{before} by {find['strategy']}, {find['at']:.0f} s")
+        shown = len(state.finds)
+
+    if not sys.stderr.isatty():
+        yield tell
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+        yield lambda state: live.update(_frontier_table(state), refresh=True)
+
+
+def _frontier_table(state: Frontier) -> Table:
+    """The ranks of a frontier search: error^2 at the beginning and now, the line, time spent, last improvement."""
+    from stl_search.score import line
+
+    headings = ("error^2", "began with", "line", "kappa", "seconds", "slices", "improved at")
+    columns = [("rank", "right"), *((heading, "right") for heading in headings), ("by", "left")]
+    rows = [
+        [
+            row.rank,
+            row.best,
+            row.began,
+            line(state.shape, row.rank),
+            None if row.entry is None else row.entry.kappa,
+            f"{row.seconds:.0f}",
+            row.slices,
+            None if row.last is None else f"{row.last:.0f} s",
+            row.strategy,
+        ]
+        for row in state.rows.values()
+    ]
+    title = (
+        f"{_name(state.shape)} at {state.dtype}: {state.slices} slices, {state.seconds:.0f} s, {len(state.finds)} finds"
+    )
     return _table(title + (f"; now {state.now}" if state.now else ""), columns, rows)
 
 
