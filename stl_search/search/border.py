@@ -25,7 +25,7 @@ from stl_search.search.problem import Entry, Pool, Problem, cost
 from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import action
 
-__all__ = ["Border", "Rotation", "tightened"]
+__all__ = ["Border", "Factors", "Rotation", "fading", "tightened"]
 
 Factors = tuple[Floats, Floats, Floats]
 _DENSE = 1300  # unknowns up to which a Levenberg-Marquardt step on all of them takes some .05 s at most
@@ -71,7 +71,7 @@ def tightened(
             solve(weight, steps, ridge, damping)
 
 
-def _fading(ridge: float, steps: int) -> Callable[[int], float]:
+def fading(ridge: float, steps: int) -> Callable[[int], float]:
     return lambda i: ridge * max(0.0, 1 - i / (0.6 * steps))
 
 
@@ -163,7 +163,7 @@ class Rotation:
                 lambda x, rho: self.normal(x, weight, rho),
                 iterations=iterations,
                 mu=damping,
-                ridge=_fading(ridge, iterations) if ridge else None,
+                ridge=fading(ridge, iterations) if ridge else None,
                 tolerance=_TOLERANCE,
                 stop=clock.expired,
             )
@@ -273,7 +273,7 @@ class Border:
                 state[0], _ = decompose.refine(shape, state[0], weight, 3 * iterations, tolerance=1e-6)
                 return
             state[0], _ = decompose.levenberg_marquardt(
-                shape, state[0], weight, iterations, damping, _fading(ridge, iterations) if ridge else None,
+                shape, state[0], weight, iterations, damping, fading(ridge, iterations) if ridge else None,
                 tolerance=_TOLERANCE, stop=clock.expired,
             )  # fmt: skip
 
@@ -350,9 +350,10 @@ class Border:
         if frame.rank == rank and rng.random() < 0.35:
             noise = float(rng.choice([0.05, 0.1, 0.2, 0.4]))
             return frame, x + noise * np.sqrt((x * x).mean()) * rng.standard_normal(x.shape)
-        for _ in range(int(rng.choice([1, 2])) if frame.rank <= rank else 1):
-            if frame.rank > 3:
-                frame, x = frame.without(x, int(rng.integers(frame.fixed + frame.orbits)))
+        gone = int(rng.choice([1, 2])) if frame.rank <= rank else 1
+        while (gone > 0 and frame.rank > 3) or frame.rank > rank:
+            frame, x = frame.without(x, int(rng.integers(frame.fixed + frame.orbits)))
+            gone -= 1
         left = rank - frame.rank
         fixed, orbits = left % 3, left // 3
         fresh = _SCALE * rng.standard_normal((left, x.shape[1]))

@@ -28,10 +28,12 @@ from stl_search.search.portfolio import _cores, discover
 
 __all__ = ["Frontier", "Row", "frontier"]
 
-STRATEGIES = ("border", "compose", "deflate", "numeric")
+STRATEGIES = ("border", "compose", "deflate", "mirror", "numeric")
+_QUICK = ("compose", "deflate")  # of the first slice of a rank, which is short, so that all ranks are there soon
 GAIN = 1e-3  # relative gain in error^2 below which a find is no improvement
-_SLICE = 20.0  # seconds that a slice should take; its jobs are counted from how long the last ones took
-_FIRST = 6  # jobs of a slice before anything has been timed
+_SLICE = 60.0  # seconds that a slice should take; its jobs are counted from how long the last ones took
+_FEWEST = 12  # jobs of a slice, at least
+_FIRST = 2  # of the first one of a rank
 _JOBS = 200  # of a slice, at most
 _NEAR = 1.05  # a composition is searched from when its error^2 is within this factor of what is held
 
@@ -204,8 +206,8 @@ class _Search:
     # -- slices --------------------------------------------------------------------------------------------------------
 
     def _next(self) -> Row:
-        """The rank whose turn it is: least time in vain, and more of it where the curve bulges up; high ranks first."""
-        return min(self.state.rows.values(), key=lambda row: (row.idle / self._promise(row), -row.rank))
+        """The rank whose turn it is: each one once, from high to low, then the least time in vain for its promise."""
+        return min(self.state.rows.values(), key=lambda row: (row.slices > 0, row.idle / self._promise(row), -row.rank))
 
     def _promise(self, row: Row) -> float:
         """1 for a rank that lies where its neighbours let expect, up to 4 where above, 1/4 where it ties the line."""
@@ -226,7 +228,8 @@ class _Search:
         state, began = self.state, monotonic()
         given = self._parents(row)
         near = min(self.pace, key=lambda r: abs(r - row.rank), default=None)
-        jobs = _FIRST if near is None else max(4, min(_JOBS, int(_SLICE / self.pace[near])))
+        jobs = _FEWEST if near is None else max(_FEWEST, min(_JOBS, int(_SLICE / self.pace[near])))
+        jobs = jobs if row.slices else _FIRST
         number = state.slices
         state.now = f"rank {row.rank}, {jobs} jobs from {', '.join(s.name for s in given) or 'nothing'}"
         self._report()
@@ -238,7 +241,7 @@ class _Search:
             steps=jobs,
             seed=self.seed * 1_000_003 + number,
             workers=self.workers,
-            strategies=STRATEGIES,
+            strategies=STRATEGIES if row.slices else _QUICK,
             given=given,
             out=state.folder,
             fresh=self.fresh,
