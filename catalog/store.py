@@ -35,7 +35,7 @@ from stl_search.catalog.record import (
 )
 from stl_search.errors import CatalogError, FormatError, SchemeError, StlError, UsageError
 from stl_search.scheme import FORMAT, MAX_RANK, Scheme, Shape, dump_scheme_object, parse_shape
-from stl_search.score import DTYPES, check_dtype, relative_rounding
+from stl_search.score import DTYPES, check_dtype, line, relative_rounding
 from stl_search.transform import permute_to
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 KEYS = ("shape", "rank", "max_rank", "ring", "dtype", "rtol", "speedup")  # of a selector's query
+TIE = 1e-6  # an E this near to the line 1 - r/(mkn) ties it
 MAX_DEPTH = 8  # of compositions made of compositions
 
 # What holds over the key's ring: the rings of entries that a request for it may be served with.
@@ -128,6 +129,12 @@ class Point:
     error: float
     entry: Entry
 
+    @property
+    def truncation(self) -> bool:
+        """Whether it only ties the line 1 - r/(mkn), as keeping r of the elementary products does."""
+        target = line(self.entry.shape, self.rank)
+        return target > 0 and abs(self.E - target) <= TIE
+
     def to_json(self) -> dict[str, Any]:
         """One element of ``points`` in ``stl-search catalog frontier --json``."""
         return {
@@ -138,6 +145,8 @@ class Point:
             "id": self.entry.id,
             "path": str(self.entry.path),
             "ring": self.entry.ring,
+            "line": line(self.entry.shape, self.rank),
+            "truncation": self.truncation,
         }
 
 

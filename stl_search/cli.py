@@ -626,10 +626,11 @@ def catalog_frontier(shape: Shape | None, tile: int | None, dtype: str, as_json:
         _print_json({"shape": list(wanted), "dtype": dtype, "points": [point.to_json() for point in points]})
         return
     columns = [("rank", "right"), ("E", "right"), ("kappa", "right"), ("error", "right"), ("E: line", "right")]
-    columns += [("E: floor", "right"), ("ring", "left"), ("id", "left")]
+    columns += [("E: floor", "right"), ("ring", "left"), ("id", "left"), ("", "left")]
     rows = [
-        [p.rank, p.E, p.kappa, p.error, line(wanted, p.rank), floor(wanted, p.rank), p.entry.ring, p.entry.id[:8]]
+        [p.rank, p.E, p.kappa, p.error, line(wanted, p.rank), floor(wanted, p.rank), p.entry.ring, p.entry.id[:8], mark]
         for p in points
+        for mark in ("truncation" if p.truncation else "",)
     ]
     _console().print(_table(f"{_name(wanted)} at {dtype}", columns, rows))
 
@@ -1057,6 +1058,33 @@ def bench_flips(shape: Shape | None, tile: int | None, seconds: float, repeats: 
         for r in rows
     ]
     _console().print(_table("million flips a second, one core", columns, cells))
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def report() -> None:
+    """Write reports: pictures and tables of what the catalogs hold."""
+
+
+@report.command("frontier")
+@click.option("--shape", "shapes", type=sides, multiple=True, metavar="M,K,N", help="May be repeated.  [default: nine]")
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True, help="Precision whose error counts.")
+@click.option("--out", type=dir_type, required=True, metavar="DIR", help="Folder to write to.")
+@click.option("--format", "ending", type=click.Choice(["png", "svg"]), default="png", show_default=True)
+@json_option
+def report_frontier(shapes: tuple[Shape, ...], dtype: str, out: str, ending: str, as_json: bool) -> None:
+    """Draw error against multiplications kept, with reference lines, tables and the command behind every point."""
+    from stl_search.bench.frontier_report import SHAPES, frontier_report
+
+    done = frontier_report(out, shapes or SHAPES, dtype, ending)
+    if as_json:
+        _print_json(done)
+        return
+    for path in (*done["pictures"], done["path"]):
+        click.echo(path)
+    click.echo(f"{done['points']} points, {len(done['below_hull'])} below the lower hull of all others")
 
 
 # -- products ----------------------------------------------------------------------------------------------------------

@@ -70,16 +70,15 @@ class Frontier:
 
     def to_json(self) -> dict[str, Any]:
         """The object of ``stl-search catalog frontier --json``, with what the search did."""
-        points = []
-        for row in self.rows.values():
-            e = row.entry
-            if e is not None and row.best is not None:
-                point = {"rank": row.rank, "E": e.E, "kappa": e.kappa, "error": math.sqrt(row.best), "id": e.id}
-                points.append(point | {"path": str(e.path), "line": score.line(self.shape, row.rank)})
+        points = [
+            store.Point(row.rank, row.entry.E or 0.0, row.entry.kappa or 0.0, math.sqrt(row.best), row.entry)
+            for row in self.rows.values()
+            if row.entry is not None and row.best is not None
+        ]
         return {
             "shape": list(self.shape),
             "dtype": self.dtype,
-            "points": points,
+            "points": [point.to_json() for point in points],
             "out": str(self.folder),
             "seconds": round(self.seconds, 1),
             "slices": self.slices,
