@@ -275,9 +275,10 @@ def _whole_picture(
     for rival in others:
         right.plot([rival.cost], [rival.error2], "k^", markersize=6, markerfacecolor="none")
     shown = sorted(others, key=lambda rival: -rival.error2)
+    plate = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6}
     for rival, y in zip(shown, _spread([math.log10(r.error2) for r in shown], 0.27), strict=True):
-        right.annotate(rival.name, (rival.cost, rival.error2), (rival.cost - 0.015, 10**y), fontsize=8, ha="right",
-                       va="center", bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6})  # fmt: skip
+        place = (rival.cost - 0.015, float(np.power(10.0, y)))
+        right.annotate(rival.name, place, fontsize=8, ha="right", va="center", bbox=plate)
     _save(figure, path)
 
 
