@@ -276,8 +276,8 @@ def _whole_picture(
         right.plot([rival.cost], [rival.error2], "k^", markersize=6, markerfacecolor="none")
     shown = sorted(others, key=lambda rival: -rival.error2)
     plate = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6}
-    for rival, y in zip(shown, _spread([math.log10(r.error2) for r in shown], 0.27), strict=True):
-        place = (rival.cost - 0.015, float(np.power(10.0, y)))
+    for rival, exponent in zip(shown, _spread([math.log10(r.error2) for r in shown], 0.27), strict=True):
+        place = (rival.cost - 0.015, 10.0**exponent)
         right.annotate(rival.name, place, fontsize=8, ha="right", va="center", bbox=plate)
     _save(figure, path)
 
