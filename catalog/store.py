@@ -634,17 +634,21 @@ def add_composition(
     parts: Sequence[str],
     provenance: Mapping[str, Any],
     out: str | os.PathLike[str] | None = None,
+    shapes: Sequence[Sequence[int]] | None = None,
     **indices: Sequence[int],
 ) -> Path:
     """Writes a ``stl-composition/1`` file, for schemes too big to store; ``parts`` are full ids; the path of the file.
 
     ``op`` is kron, sum_m, sum_k, sum_n or project (with ``rows``, ``inner``, ``cols``: the indices to keep). The parts
-    must be in the same folder or in the catalog; their file names carry their ids. Raises what ``record.combine``
-    raises, and CatalogError for a part that is not there.
+    must be in the same folder or in the catalog; their file names carry their ids. They are brought to ``shapes``,
+    permutations of their own, where given. Raises what ``record.combine`` raises, and CatalogError for a part that is
+    not there.
     """
     folder = user_dir() if out is None else Path(out)
     finder = part_finder(folder)
     schemes = [finder(part) for part in parts]
+    if shapes is not None:
+        schemes = [permute_to(one, turned) for one, turned in zip(schemes, shapes, strict=True)]
     kept: dict[str, list[int]] = {}
     if op == "project" and schemes:
         sides = zip(("rows", "inner", "cols"), schemes[0].shape, strict=True)
@@ -653,6 +657,7 @@ def add_composition(
     full = Record.prove(scheme, provenance).to_json()
     obj = {"format": COMPOSITION, **{key: full[key] for key in ("shape", "rank", "ring")}}
     obj |= {"op": op, "parts": list(parts), **kept}
+    obj |= {} if shapes is None else {"shapes": [list(turned) for turned in shapes]}
     obj |= {key: full[key] for key in ("id", "certificate", "figures", "provenance")}
     return _held(folder, scheme.id) or _write(folder, scheme.name, scheme.id, dump_scheme_object(obj))
 

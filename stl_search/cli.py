@@ -635,6 +635,41 @@ def catalog_frontier(shape: Shape | None, tile: int | None, dtype: str, as_json:
     _console().print(_table(f"{_name(wanted)} at {dtype}", columns, rows))
 
 
+@catalog.command("compose")
+@shape_options
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True, help="Precision whose error counts.")
+@click.option("--count", type=click.IntRange(1, 1000), default=40, show_default=True, metavar="N", help="How many.")
+@click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder to write to.  [default: yours]")
+@json_option
+def catalog_compose(
+    shape: Shape | None, tile: int | None, dtype: str, count: int, out: str | None, as_json: bool
+) -> None:
+    """Write the best compositions of entries for a larger shape: less error for each further product."""
+    from stl_search.catalog.store import user_dir
+    from stl_search.score import relative_rounding
+    from stl_search.search.compositions import pareto, written
+
+    wanted = _shape(shape, tile)
+    assert wanted is not None
+    command = ["stl-search", "catalog", "compose", "--shape", ",".join(map(str, wanted)), "--dtype", dtype]
+    origin = {"command": shlex.join([*command, "--count", str(count)]), "strategy": "composition"}
+    lam = 2 * relative_rounding(dtype) ** 2
+    points = [
+        {
+            "rank": one.rank,
+            "error": math.sqrt(max(0.0, one.cost(lam))),
+            "id": written(one, wanted, origin, out or user_dir()),
+        }
+        for one in _each(pareto(wanted, dtype, count))
+    ]
+    if as_json:
+        _print_json({"shape": list(wanted), "dtype": dtype, "points": points})
+        return
+    columns = [("rank", "right"), ("error", "right"), ("id", "left")]
+    rows = [[point["rank"], point["error"], point["id"]] for point in points]
+    _console().print(_table(f"compositions for {_name(wanted)} at {dtype}", columns, rows))
+
+
 @catalog.command("show")
 @click.argument("entry", metavar="ENTRY")
 @json_option

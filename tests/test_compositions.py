@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from stl_search import decompose, score, transform
 from stl_search.catalog import store
+from stl_search.catalog.record import check_file
+from stl_search.cli import main
 from stl_search.scheme import Scheme, Shape
-from stl_search.search.compositions import built, front, joined, mark
+from stl_search.search.compositions import built, front, joined, mark, pareto
 from stl_search.search.portfolio import discover
 from stl_search.testing import STRASSEN
 
@@ -74,3 +78,22 @@ def test_discover_begins_from_the_composition_of_given_schemes(tmp_path: Path, m
     result = discover((2, 2, 4), 10, steps=1, workers=1, given=[part], strategies=["numeric"], out=tmp_path / "out")
     assert result.error is not None
     assert result.error**2 <= score.error(part, "bf16") ** 2 * (1 + 1e-6)  # of two halves of that error
+
+
+def test_the_best_compositions_are_written_with_their_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STL_CATALOG", str(tmp_path / "mine"))
+    monkeypatch.setattr(store, "shipped_dir", lambda: tmp_path / "shipped")
+    for part in PARTS:
+        store.add(part, {}, tmp_path / "mine", "bf16")
+    words = ["catalog", "compose", "--shape", "4,4,2", "--count", "6", "--json"]
+    found = json.loads(CliRunner().invoke(main, words).stdout)
+    assert 1 < len(found["points"]) <= 6
+    errors = [point["error"] for point in found["points"]]
+    assert errors == sorted(errors, reverse=True)
+    for point in found["points"]:
+        entry = store.by_id(point["id"])
+        assert check_file(entry.path).ok
+        scheme = store.scheme_of(entry, (4, 4, 2))
+        assert scheme.rank == point["rank"]
+        assert score.error(scheme, "bf16") == pytest.approx(point["error"], rel=1e-6)
+    assert [m.rank for m in pareto((4, 4, 2), "bf16", 6)] == [point["rank"] for point in found["points"]]

@@ -7,17 +7,20 @@ Kronecker products and are averaged, weighted by volume, under direct sums, erro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 
 from stl_search import decompose, score, transform
+from stl_search.catalog import store
 from stl_search.scheme import Scheme, Shape, parse_shape
 from stl_search.search.compose import Operation, splits
 
-__all__ = ["Made", "Mark", "built", "front", "joined", "mark"]
+__all__ = ["Made", "Mark", "built", "front", "joined", "mark", "pareto", "written"]
 
 
 @dataclass(frozen=True)
@@ -158,3 +161,57 @@ def joined(shape: Shape, rank: int, lam: float, schemes: Iterable[Scheme]) -> Sc
 
 def _sorted(shape: Shape) -> Shape:
     return parse_shape(sorted(shape))
+
+
+def pareto(shape: Shape, dtype: str, count: int, dirs: Iterable[str | os.PathLike[str]] | None = None) -> list[Mark]:
+    """At most ``count`` of the best compositions of catalog entries for <m,k,n>: none has less rank and less error.
+
+    The vertices of their lower convex hull come first, then those between, evenly over the ranks.
+    """
+    lam = 2 * score.relative_rounding(dtype) ** 2
+    own = sorted(shape)
+    best: dict[tuple[tuple[int, ...], int], store.Entry] = {}
+    for entry in store.candidates(ring="R", dirs=dirs):
+        sides = sorted(entry.shape)
+        fits = sides != own and sides[0] > 1 and all(a <= b for a, b in zip(sides, own, strict=True))
+        key = (tuple(sides), entry.rank)
+        if fits and (key not in best or entry.error(dtype) < best[key].error(dtype)):
+            best[key] = entry
+    found: list[Mark] = []
+    for one in front(shape, [mark(store.scheme_of(e)) for e in best.values()], lam, own=False):
+        if one.leaves() and (not found or one.cost(lam) < found[-1].cost(lam) * (1 - 1e-6)):
+            found.append(one)
+    if len(found) <= count:
+        return found
+    corners: list[int] = []
+    for i, one in enumerate(found):  # the lower hull, by index
+        while len(corners) > 1:
+            a, b = (found[j] for j in corners[-2:])
+            cross = (b.cost(lam) - a.cost(lam)) * (one.rank - a.rank) - (one.cost(lam) - a.cost(lam)) * (
+                b.rank - a.rank
+            )
+            if cross < 0:
+                break
+            corners.pop()
+        corners.append(i)
+    chosen = set(corners[:count])
+    for i in np.linspace(0, len(found) - 1, count).round().astype(int).tolist():
+        if len(chosen) < count:
+            chosen.add(i)
+    return [found[i] for i in sorted(chosen)]
+
+
+def written(one: Mark, shape: Shape, provenance: Mapping[str, Any], out: str | os.PathLike[str]) -> str:
+    """Puts a composition into a catalog folder as ``stl-composition/1``, its own parts before it; the id of the whole.
+
+    ``shape`` is the permutation of the mark's shape that is wanted. Parts that are made of elementary products alone
+    become small schemes of their own.
+    """
+    if not isinstance(one.source, Made):
+        scheme = one.source if isinstance(one.source, Scheme) else built(one)
+        held = next((e for e in store.entries() if e.id == scheme.id), None)
+        return held.id if held is not None else store.load(store.add(scheme, provenance, out)).id
+    made = one.source
+    parts = [written(p, s, provenance, out) for p, s in zip(made.parts, made.shapes, strict=True)]
+    path = store.add_composition(made.operation, parts, provenance, out, shapes=made.shapes)
+    return store.load(path).id
