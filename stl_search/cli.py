@@ -185,6 +185,14 @@ def main() -> None:
     help="Which catalog entries to start from.",
 )  # fmt: skip
 @click.option("--start", "given", multiple=True, metavar="ENTRY", help="Start from this id or file; may be repeated.")
+@click.option(
+    "--calibrate", nargs=2, type=click.Path(dir_okay=False), metavar="A B",
+    help="Fit to the tiles of these matrices (.npy or .safetensors); half of A's rows are kept back.",
+)  # fmt: skip
+@click.option(
+    "--layout", type=click.Choice(["block", "tile"]), default="block", show_default=True,
+    help="How --calibrate cuts matrices into tiles.",
+)  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Searches run on the CPU.")
 @click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder for the winner.  [default: yours]")
 @click.option("--fresh", is_flag=True, help="Ignore the journal of an unfinished run.")
@@ -197,6 +205,8 @@ def discover(
     tile: int | None,
     time_: float | None,
     steps: int | None,
+    calibrate: tuple[str, str] | None,
+    layout: str,
     device: str,
     as_json: bool,
     **options: Any,
@@ -212,6 +222,8 @@ def discover(
     wanted = _shape(shape, tile)
     assert wanted is not None
     rank = options.pop("rank")
+    if calibrate is not None:
+        _calibrated(ctx, wanted, rank, calibrate, layout, time_, steps, as_json, options)
     given = [_scheme(entry, options["out"])[0] for entry in options.pop("given")]
     from stl_search.search.portfolio import discover as search
 
@@ -231,6 +243,43 @@ def discover(
     else:
         _show_result(found)
     ctx.exit(result.exit_code)
+
+
+def _calibrated(
+    ctx: click.Context,
+    shape: Shape,
+    rank: int,
+    files: tuple[str, str],
+    layout: str,
+    time_: float | None,
+    steps: int | None,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    """``discover --calibrate``: one process, its own search; ends the command."""
+    from stl_search.search.calibrated import calibrated, read_matrix
+
+    unfit = [f"--{name}" for name in ("strategies", "symmetry", "given") if options[name]]
+    if options["ring"] != "R" or unfit:
+        raise UsageError(
+            f"--calibrate searches over R with a strategy of its own: leave out {', '.join(unfit) or '--ring'}"
+        )
+    words = ["stl-search", "discover", "--shape", ",".join(map(str, shape)), "--rank", str(rank)]
+    words += ["--dtype", options["dtype"], "--seed", str(options["seed"]), "--layout", layout]
+    words += ["--steps", str(steps)] if steps is not None else ["--time", str(time_ or 60.0)]
+    found = calibrated(
+        shape, rank, *map(read_matrix, files), dtype=options["dtype"], time=time_, steps=steps, seed=options["seed"],
+        layout=layout, out=options["out"], command=shlex.join([*words, "--calibrate", *map(os.path.basename, files)]),
+    )  # fmt: skip
+    if as_json:
+        _print_json(found)
+    else:
+        click.echo(f"{_name(shape)} rank {found['rank']}, {found['dtype']}: error {found['error']:.4g} on such data")
+        universal = found["held_out_universal"]
+        beside = "" if universal is None else f", the universal scheme {universal:.4g}"
+        click.echo(f"measured on the rows kept back: {found['held_out']:.4g}{beside}")
+        click.echo(found["path"])
+    ctx.exit(0 if found["found"] else 3)
 
 
 @contextmanager
