@@ -29,6 +29,12 @@ class TestBorderOfASquareShape(StrategyContract):
     jobs = 2
 
 
+class TestPlunge(StrategyContract):
+    strategy = "plunge"
+    problem = Problem((2, 2, 2), 5)
+    jobs = 2
+
+
 class TestMirror(StrategyContract):
     strategy = "mirror"
     problem = Problem((2, 2, 3), 8)

@@ -25,13 +25,14 @@ from stl_search.search.problem import Entry, Pool, Problem, cost
 from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import action
 
-__all__ = ["Border", "Factors", "Rotation", "fading", "tightened"]
+__all__ = ["Border", "Factors", "Plunge", "Rotation", "fading", "tightened"]
 
 Factors = tuple[Floats, Floats, Floats]
 _DENSE = 1300  # unknowns up to which a Levenberg-Marquardt step on all of them takes some .05 s at most
 _WORK = 600  # unknowns that make a job of about a second
 _TOLERANCE = 1e-4  # relative gain below which a stage ends: the next one moves on
 _FRESH = 1e-9  # weight of the noise gain in the first stage of a random start: next to nothing
+_HOPELESS = 1.5  # times the best error^2: a start that is above it when the coefficients are still free is left
 _SCALE = 0.7  # of random entries
 _SAME = 2e-3  # a find that is worse by so little than one of the pool is taken for the same basin, not quite reached
 
@@ -361,6 +362,44 @@ class Border:
         return Rotation(frame.n, frame.fixed + fixed, frame.orbits + orbits), x
 
 
+class Plunge(Border):
+    """Random starts of ``border`` alone, many a job: a start far above the best known is not followed to its end.
+
+    Where one start in a hundred meets the right basin, walks from the others are in its way.
+    """
+
+    name = "plunge"
+
+    def weight(self, problem: Problem, pool: Pool) -> float:
+        fits = variables(problem.shape, problem.rank) <= _DENSE or self._square(problem.shape)
+        return 0.5 if fits and super().weight(problem, pool) else 0.0
+
+    def _found(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
+        shape, rank, lam = problem.shape, problem.rank, problem.lam
+        size = variables(shape, rank)
+        for _ in range(max(1, 3 * _WORK // size)):
+            cell = pool.cell(shape, rank)
+            bound = _HOPELESS * cell[0].cost * problem.volume if cell else np.inf
+            ridge = float(10 ** rng.uniform(-3.5, -2))
+            if size > _DENSE:
+                fixed = rank % 3 + 3 * min(int(rng.geometric(0.5)) - 1, rank // 3)
+                frame = Rotation(shape[0], fixed, (rank - fixed) // 3)
+                x = _SCALE * rng.standard_normal((rank, shape[0] ** 2))
+                x, value = frame.solved(x, _FRESH, _FRESH, 150, ridge, 1.0, clock)
+                if value <= bound:
+                    x, value = frame.solved(x, lam, 10 * _FRESH, 40, 0.0, 1e-3, clock)
+                    yield decompose.scheme_of(shape, tuple(f[None] for f in frame.factors(x)))  # type: ignore[arg-type]
+            else:
+                start = decompose.random_batch(shape, rank, 1, rng, _SCALE)
+                start, f = decompose.levenberg_marquardt(
+                    shape, start, _FRESH, 150, 1.0, fading(ridge, 150), tolerance=_TOLERANCE, stop=clock.expired
+                )
+                if f[0] <= bound:
+                    yield self._solved(problem, start, 10 * _FRESH, 40, 0.0, 1e-3, clock)
+            if clock.expired():
+                return
+
+
 def _dropped(factors: Factors, lam: float, rng: np.random.Generator) -> Factors:
     """Without one term: a random choice, likelier among those that cost little."""
     u, v, w = factors
@@ -381,3 +420,4 @@ def _grown(shape: Shape, factors: Factors, rng: np.random.Generator) -> Factors:
 
 
 register(Border())
+register(Plunge())
