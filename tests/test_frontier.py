@@ -198,10 +198,11 @@ def test_no_composition_of_smaller_entries_is_better(shipped: dict[Shape, list[s
 def test_shipped_errors_are_measured_on_fresh_gaussian_matrices(shipped: dict[Shape, list[store.Point]]) -> None:
     """The prediction within 3% where E dominates, and within [.8, 1.15] elsewhere (docs: the error model)."""
     rng = np.random.default_rng(20261124)
-    for points in shipped.values():
+    for shape, points in shipped.items():
         for point in points[:: max(1, len(points) // 4)]:
             scheme = store.scheme_of(point.entry)
-            measured, _ = score.monte_carlo(scheme, "bf16", rng, blocks=16, trials=3)
+            # sides of 240, where one trial deviates by .5% to 1%
+            measured, _ = score.monte_carlo(scheme, "bf16", rng, blocks=-(-240 // max(shape)), trials=4)
             wide = 100 * LAM * point.kappa > point.E
             low, high = (0.8, 1.15) if wide else (0.97, 1.03)
             assert low <= measured / point.error <= high, point
