@@ -44,7 +44,7 @@ from stl_search.score import (
     relative_rounding,
 )
 from stl_search.score import figures as figures_of
-from stl_search.transform import kron, project, smallest_ring, sum_k, sum_m, sum_n, to_ring
+from stl_search.transform import kron, permute_to, project, smallest_ring, sum_k, sum_m, sum_n, to_ring
 from stl_search.verify import Certificate, first_failure, residual, verify
 
 __all__ = [
@@ -549,8 +549,9 @@ def combine(op: str, parts: Sequence[Scheme], **kept: Sequence[int]) -> Scheme:
 def compose(obj: dict[str, Any], parts: Parts | None) -> Scheme:
     """The scheme of a ``stl-composition/1`` object, <m,k,n> of the rank that it states, from parts found by id.
 
-    Parts are taken in the shape they are stored in and combined from the left: kron, sum_m, sum_k, sum_n, or project
-    (one part; "rows", "inner", "cols" say which indices to keep, by default the first ones). Raises FormatError
+    Parts are taken in the shape they are stored in, or brought to the permuted ones that "shapes" lists, and combined
+    from the left: kron, sum_m, sum_k, sum_n, or project (one part; "rows", "inner", "cols" say which indices to keep,
+    by default the first ones). Raises FormatError
     for a malformed object, VerificationError when shape, rank or ring are not what the parts give, CatalogError for
     a part that is not there.
     """
@@ -581,8 +582,13 @@ def compose(obj: dict[str, Any], parts: Parts | None) -> Scheme:
             kept[key] = obj.get(key, list(range(side)))
             if not isinstance(kept[key], list) or not all(type(i) is int for i in kept[key]):
                 raise FormatError(f"{key} is {kept[key]!r:.60}, must be a list of indices")
+    turned = obj.get("shapes")
+    if turned is not None and (not isinstance(turned, list) or len(turned) != len(ids)):
+        raise FormatError("shapes must be a list with one shape for each part")
     schemes = [parts(i) for i in ids]
     try:
+        if turned is not None:
+            schemes = [permute_to(one, parse_shape(sides)) for one, sides in zip(schemes, turned, strict=True)]
         scheme = combine(obj["op"], schemes, **kept)
     except UsageError as error:
         raise FormatError(str(error)) from None

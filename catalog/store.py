@@ -35,7 +35,7 @@ from stl_search.catalog.record import (
 )
 from stl_search.errors import CatalogError, FormatError, SchemeError, StlError, UsageError
 from stl_search.scheme import FORMAT, MAX_RANK, Scheme, Shape, dump_scheme_object, parse_shape
-from stl_search.score import DTYPES, check_dtype, relative_rounding
+from stl_search.score import DTYPES, check_dtype, line, relative_rounding
 from stl_search.transform import permute_to
 
 __all__ = [
@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 KEYS = ("shape", "rank", "max_rank", "ring", "dtype", "rtol", "speedup")  # of a selector's query
+TIE = 1e-6  # an E this near to the line 1 - r/(mkn) ties it
 MAX_DEPTH = 8  # of compositions made of compositions
 
 # What holds over the key's ring: the rings of entries that a request for it may be served with.
@@ -128,6 +129,12 @@ class Point:
     error: float
     entry: Entry
 
+    @property
+    def truncation(self) -> bool:
+        """Whether it only ties the line 1 - r/(mkn), as keeping r of the elementary products does."""
+        target = line(self.entry.shape, self.rank)
+        return target > 0 and abs(self.E - target) <= TIE
+
     def to_json(self) -> dict[str, Any]:
         """One element of ``points`` in ``stl-search catalog frontier --json``."""
         return {
@@ -138,6 +145,8 @@ class Point:
             "id": self.entry.id,
             "path": str(self.entry.path),
             "ring": self.entry.ring,
+            "line": line(self.entry.shape, self.rank),
+            "truncation": self.truncation,
         }
 
 
@@ -625,17 +634,21 @@ def add_composition(
     parts: Sequence[str],
     provenance: Mapping[str, Any],
     out: str | os.PathLike[str] | None = None,
+    shapes: Sequence[Sequence[int]] | None = None,
     **indices: Sequence[int],
 ) -> Path:
     """Writes a ``stl-composition/1`` file, for schemes too big to store; ``parts`` are full ids; the path of the file.
 
     ``op`` is kron, sum_m, sum_k, sum_n or project (with ``rows``, ``inner``, ``cols``: the indices to keep). The parts
-    must be in the same folder or in the catalog; their file names carry their ids. Raises what ``record.combine``
-    raises, and CatalogError for a part that is not there.
+    must be in the same folder or in the catalog; their file names carry their ids. They are brought to ``shapes``,
+    permutations of their own, where given. Raises what ``record.combine`` raises, and CatalogError for a part that is
+    not there.
     """
     folder = user_dir() if out is None else Path(out)
     finder = part_finder(folder)
     schemes = [finder(part) for part in parts]
+    if shapes is not None:
+        schemes = [permute_to(one, turned) for one, turned in zip(schemes, shapes, strict=True)]
     kept: dict[str, list[int]] = {}
     if op == "project" and schemes:
         sides = zip(("rows", "inner", "cols"), schemes[0].shape, strict=True)
@@ -644,6 +657,7 @@ def add_composition(
     full = Record.prove(scheme, provenance).to_json()
     obj = {"format": COMPOSITION, **{key: full[key] for key in ("shape", "rank", "ring")}}
     obj |= {"op": op, "parts": list(parts), **kept}
+    obj |= {} if shapes is None else {"shapes": [list(turned) for turned in shapes]}
     obj |= {key: full[key] for key in ("id", "certificate", "figures", "provenance")}
     return _held(folder, scheme.id) or _write(folder, scheme.name, scheme.id, dump_scheme_object(obj))
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from stl_search.groups import Group
     from stl_search.scheme import Scheme, Shape
     from stl_search.search.campaign import Campaign
+    from stl_search.search.frontier import Frontier
     from stl_search.search.portfolio import Progress
 
 __all__ = ["main"]
@@ -184,6 +185,14 @@ def main() -> None:
     help="Which catalog entries to start from.",
 )  # fmt: skip
 @click.option("--start", "given", multiple=True, metavar="ENTRY", help="Start from this id or file; may be repeated.")
+@click.option(
+    "--calibrate", nargs=2, type=click.Path(dir_okay=False), metavar="A B",
+    help="Fit to the tiles of these matrices (.npy or .safetensors); half of A's rows are kept back.",
+)  # fmt: skip
+@click.option(
+    "--layout", type=click.Choice(["block", "tile"]), default="block", show_default=True,
+    help="How --calibrate cuts matrices into tiles.",
+)  # fmt: skip
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Searches run on the CPU.")
 @click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder for the winner.  [default: yours]")
 @click.option("--fresh", is_flag=True, help="Ignore the journal of an unfinished run.")
@@ -196,6 +205,8 @@ def discover(
     tile: int | None,
     time_: float | None,
     steps: int | None,
+    calibrate: tuple[str, str] | None,
+    layout: str,
     device: str,
     as_json: bool,
     **options: Any,
@@ -211,6 +222,8 @@ def discover(
     wanted = _shape(shape, tile)
     assert wanted is not None
     rank = options.pop("rank")
+    if calibrate is not None:
+        _calibrated(ctx, wanted, rank, calibrate, layout, time_, steps, as_json, options)
     given = [_scheme(entry, options["out"])[0] for entry in options.pop("given")]
     from stl_search.search.portfolio import discover as search
 
@@ -230,6 +243,43 @@ def discover(
     else:
         _show_result(found)
     ctx.exit(result.exit_code)
+
+
+def _calibrated(
+    ctx: click.Context,
+    shape: Shape,
+    rank: int,
+    files: tuple[str, str],
+    layout: str,
+    time_: float | None,
+    steps: int | None,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    """``discover --calibrate``: one process, its own search; ends the command."""
+    from stl_search.search.calibrated import calibrated, read_matrix
+
+    unfit = [f"--{name}" for name in ("strategies", "symmetry", "given") if options[name]]
+    if options["ring"] != "R" or unfit:
+        raise UsageError(
+            f"--calibrate searches over R with a strategy of its own: leave out {', '.join(unfit) or '--ring'}"
+        )
+    words = ["stl-search", "discover", "--shape", ",".join(map(str, shape)), "--rank", str(rank)]
+    words += ["--dtype", options["dtype"], "--seed", str(options["seed"]), "--layout", layout]
+    words += ["--steps", str(steps)] if steps is not None else ["--time", str(time_ or 60.0)]
+    found = calibrated(
+        shape, rank, *map(read_matrix, files), dtype=options["dtype"], time=time_, steps=steps, seed=options["seed"],
+        layout=layout, out=options["out"], command=shlex.join([*words, "--calibrate", *map(os.path.basename, files)]),
+    )  # fmt: skip
+    if as_json:
+        _print_json(found)
+    else:
+        click.echo(f"{_name(shape)} rank {found['rank']}, {found['dtype']}: error {found['error']:.4g} on such data")
+        universal = found["held_out_universal"]
+        beside = "" if universal is None else f", the universal scheme {universal:.4g}"
+        click.echo(f"measured on the rows kept back: {found['held_out']:.4g}{beside}")
+        click.echo(found["path"])
+    ctx.exit(0 if found["found"] else 3)
 
 
 @contextmanager
@@ -385,6 +435,115 @@ def _campaign_table(state: Campaign) -> Table:
     return _table(title + (f"; now {state.now}" if state.now else ""), columns, rows)
 
 
+# -- frontier ----------------------------------------------------------------------------------------------------------
+
+
+def rank_range(text: str) -> range:
+    """Ranks from ``24`` or ``20-28``."""
+    match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", text)
+    low, high = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= low <= high:
+        raise click.BadParameter(f"{text!r} is no range of ranks: write 24 or 20-28")
+    return range(low, high + 1)
+
+
+@main.command("frontier")
+@shape_options
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True, help="Precision whose error counts.")
+@click.option("--time", "time_", type=duration, required=True, metavar="T", help="Time to search: 90s, 30m, 8h.")
+@click.option("--ranks", type=rank_range, metavar="A-B", help="Only these ranks.  [default: 1 to the exact rank]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
+@click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: one a core]")
+@click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder for the finds.  [default: yours]")
+@click.option("--fresh", is_flag=True, help="Forget what the journal tells of earlier runs.")
+@json_option
+@click.pass_context
+def frontier_(
+    ctx: click.Context,
+    /,
+    shape: Shape | None,
+    tile: int | None,
+    dtype: str,
+    time_: float,
+    ranks: range | None,
+    seed: int,
+    workers: int | None,
+    out: str | None,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    """Search all ranks of a shape for less error than is held, each rank serving the others.
+
+    Ctrl-C or a crash loses nothing: the same command goes on for the rest of the time.
+    """
+    from stl_search.search.frontier import frontier
+
+    wanted = _shape(shape, tile)
+    assert wanted is not None
+    done = None
+    with _frontier_watched() as watch:
+        try:
+            done = frontier(
+                wanted, dtype=dtype, time=time_, ranks=ranks, seed=seed, workers=workers, out=out, fresh=fresh,
+                progress=watch,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            _say("interrupted: the same command goes on from here")
+            ctx.exit(INTERRUPTED)
+    if as_json:
+        _print_json(done.to_json())
+    else:
+        _console().print(_frontier_table(done))
+
+
+@contextmanager
+def _frontier_watched() -> Iterator[Callable[[Frontier], None]]:
+    """Shows a frontier search as it goes: a live table on a terminal's stderr, elsewhere a line for each find."""
+    shown: int | None = None  # finds of earlier runs are not told again
+
+    def tell(state: Frontier) -> None:
+        nonlocal shown
+        for find in state.finds[len(state.finds) if shown is None else shown :]:
+            before = "" if find["from"] is None else f", from {find['from']:.5g}"
+            _say(f"rank {find['rank']} error^2 {find['error2']:.5g}{before} by {find['strategy']}, {find['at']:.0f} s")
+        shown = len(state.finds)
+
+    if not sys.stderr.isatty():
+        yield tell
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+        yield lambda state: live.update(_frontier_table(state), refresh=True)
+
+
+def _frontier_table(state: Frontier) -> Table:
+    """The ranks of a frontier search: error^2 at the beginning and now, the line, time spent, last improvement."""
+    from stl_search.score import line
+
+    headings = ("error^2", "began with", "line", "kappa", "seconds", "slices", "improved at")
+    columns = [("rank", "right"), *((heading, "right") for heading in headings), ("by", "left")]
+    rows = [
+        [
+            row.rank,
+            row.best,
+            row.began,
+            line(state.shape, row.rank),
+            None if row.entry is None else row.entry.kappa,
+            f"{row.seconds:.0f}",
+            row.slices,
+            None if row.last is None else f"{row.last:.0f} s",
+            row.strategy,
+        ]
+        for row in state.rows.values()
+    ]
+    title = (
+        f"{_name(state.shape)} at {state.dtype}: {state.slices} slices, {state.seconds:.0f} s, {len(state.finds)} finds"
+    )
+    return _table(title + (f"; now {state.now}" if state.now else ""), columns, rows)
+
+
 # -- verify ------------------------------------------------------------------------------------------------------------
 
 
@@ -516,12 +675,48 @@ def catalog_frontier(shape: Shape | None, tile: int | None, dtype: str, as_json:
         _print_json({"shape": list(wanted), "dtype": dtype, "points": [point.to_json() for point in points]})
         return
     columns = [("rank", "right"), ("E", "right"), ("kappa", "right"), ("error", "right"), ("E: line", "right")]
-    columns += [("E: floor", "right"), ("ring", "left"), ("id", "left")]
+    columns += [("E: floor", "right"), ("ring", "left"), ("id", "left"), ("", "left")]
     rows = [
-        [p.rank, p.E, p.kappa, p.error, line(wanted, p.rank), floor(wanted, p.rank), p.entry.ring, p.entry.id[:8]]
+        [p.rank, p.E, p.kappa, p.error, line(wanted, p.rank), floor(wanted, p.rank), p.entry.ring, p.entry.id[:8], mark]
         for p in points
+        for mark in ("truncation" if p.truncation else "",)
     ]
     _console().print(_table(f"{_name(wanted)} at {dtype}", columns, rows))
+
+
+@catalog.command("compose")
+@shape_options
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True, help="Precision whose error counts.")
+@click.option("--count", type=click.IntRange(1, 1000), default=40, show_default=True, metavar="N", help="How many.")
+@click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder to write to.  [default: yours]")
+@json_option
+def catalog_compose(
+    shape: Shape | None, tile: int | None, dtype: str, count: int, out: str | None, as_json: bool
+) -> None:
+    """Write the best compositions of entries for a larger shape: less error for each further product."""
+    from stl_search.catalog.store import user_dir
+    from stl_search.score import relative_rounding
+    from stl_search.search.compositions import pareto, written
+
+    wanted = _shape(shape, tile)
+    assert wanted is not None
+    command = ["stl-search", "catalog", "compose", "--shape", ",".join(map(str, wanted)), "--dtype", dtype]
+    origin = {"command": shlex.join([*command, "--count", str(count)]), "strategy": "composition"}
+    lam = 2 * relative_rounding(dtype) ** 2
+    points = [
+        {
+            "rank": one.rank,
+            "error": math.sqrt(max(0.0, one.cost(lam))),
+            "id": written(one, wanted, origin, out or user_dir()),
+        }
+        for one in _each(pareto(wanted, dtype, count))
+    ]
+    if as_json:
+        _print_json({"shape": list(wanted), "dtype": dtype, "points": points})
+        return
+    columns = [("rank", "right"), ("error", "right"), ("id", "left")]
+    rows = [[point["rank"], point["error"], point["id"]] for point in points]
+    _console().print(_table(f"compositions for {_name(wanted)} at {dtype}", columns, rows))
 
 
 @catalog.command("show")
@@ -986,6 +1181,33 @@ def bench_amm(sizes: str, dtype: str, schemes: str, repeats: int, as_json: bool)
         for row in rows
     ]  # fmt: skip
     _console().print(_table("speed relative to the fastest dense product", columns, cells))
+
+
+# -- reports -----------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def report() -> None:
+    """Write reports: pictures and tables of what the catalogs hold."""
+
+
+@report.command("frontier")
+@click.option("--shape", "shapes", type=sides, multiple=True, metavar="M,K,N", help="May be repeated.  [default: nine]")
+@click.option("--dtype", type=dtype_choice, default="bf16", show_default=True, help="Precision whose error counts.")
+@click.option("--out", type=dir_type, required=True, metavar="DIR", help="Folder to write to.")
+@click.option("--format", "ending", type=click.Choice(["png", "svg"]), default="png", show_default=True)
+@json_option
+def report_frontier(shapes: tuple[Shape, ...], dtype: str, out: str, ending: str, as_json: bool) -> None:
+    """Draw error against multiplications kept, with reference lines, tables and the command behind every point."""
+    from stl_search.bench.frontier_report import SHAPES, frontier_report
+
+    done = frontier_report(out, shapes or SHAPES, dtype, ending)
+    if as_json:
+        _print_json(done)
+        return
+    for path in (*done["pictures"], done["path"]):
+        click.echo(path)
+    click.echo(f"{done['points']} points, {len(done['below_hull'])} below the lower hull of all others")
 
 
 # -- products ----------------------------------------------------------------------------------------------------------

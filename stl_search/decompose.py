@@ -27,6 +27,7 @@ __all__ = [
     "balance",
     "batch_of",
     "best_residual_term",
+    "damped_gauss_newton",
     "drop_costs",
     "levenberg_marquardt",
     "normal_equations",
@@ -238,18 +239,57 @@ def _lm_single(
     r = len(factors[0])
     sizes = [f.shape[1] for f in factors]
     cuts = np.cumsum([r * s for s in sizes])[:-1]
-    x = np.concatenate([f.ravel() for f in factors])
     index = np.flatnonzero(free) if free is not None else None
-    value = _accurate(shape, factors, lam)
+
+    def split(x: Floats) -> Batch:
+        return tuple(p.reshape(r, s) for p, s in zip(np.split(x, cuts), sizes, strict=True))  # type: ignore[return-value]
+
+    def normal(x: Floats, rho: float) -> tuple[Floats, Floats]:
+        hessian, gradient = normal_equations(shape, split(x), lam)
+        gradient += rho * x
+        if index is not None:
+            return hessian[np.ix_(index, index)], gradient[index]
+        if span is not None:
+            return (span.T @ (span.T @ hessian).T), span.T @ gradient
+        return hessian, gradient
+
+    def moved(x: Floats, step: Floats) -> Floats:
+        y = x.copy()
+        if index is not None:
+            y[index] -= step
+        else:
+            y -= step if span is None else span @ step
+        return y
+
+    start = np.concatenate([f.ravel() for f in factors])
+    x, value = damped_gauss_newton(
+        start, lambda x: _accurate(shape, split(x), lam), normal, moved, iterations, mu, ridge, goal, tolerance, stop
+    )
+    return split(x), value
+
+
+def damped_gauss_newton(
+    x: Floats,
+    measure: Callable[[Floats], float],
+    normal: Callable[[Floats, float], tuple[Floats, Floats]],
+    moved: Callable[[Floats, Floats], Floats] | None = None,
+    iterations: int = 250,
+    mu: float = 1.0,
+    ridge: Callable[[int], float] | None = None,
+    goal: float = 0.0,
+    tolerance: float = 1e-12,
+    stop: Callable[[], bool] | None = None,
+) -> tuple[Floats, float]:
+    """(x, F): Levenberg-Marquardt on any parametrisation x of schemes, flat; see ``levenberg_marquardt``.
+
+    ``measure(x)`` is F, ``normal(x, rho)`` are J^T J of F and half the gradient of F + rho |x|^2, and
+    ``moved(x, step)`` is x after a step, x - step by default.
+    """
+    value = measure(x)
     step_number = 0
     while step_number < iterations and value > goal and not (stop and stop()):
         rho = ridge(step_number) if ridge else 0.0
-        hessian, gradient = normal_equations(shape, factors, lam)
-        gradient += rho * x
-        if index is not None:
-            hessian, gradient = hessian[np.ix_(index, index)], gradient[index]
-        elif span is not None:
-            hessian, gradient = (span.T @ (span.T @ hessian).T), span.T @ gradient
+        hessian, gradient = normal(x, rho)
         diagonal = np.arange(len(gradient))
         before = value + rho * float(x @ x)
         accepted = False
@@ -263,13 +303,8 @@ def _lm_single(
             except scipy.linalg.LinAlgError:
                 mu = max(3 * mu, 1e-12)
                 continue
-            y = x.copy()
-            if index is not None:
-                y[index] -= step
-            else:
-                y -= step if span is None else span @ step
-            trial: Batch = tuple(p.reshape(r, s) for p, s in zip(np.split(y, cuts), sizes, strict=True))  # type: ignore[assignment]
-            new = _accurate(shape, trial, lam)
+            y = x - step if moved is None else moved(x, step)
+            new = measure(y)
             if new + rho * float(y @ y) < before:
                 accepted = True
                 mu = max(mu / 3, 1e-15)
@@ -280,10 +315,10 @@ def _lm_single(
         if not accepted:
             break
         gain = value - new
-        x, factors, value = y, trial, new
+        x, value = y, new
         if rho == 0 and gain < tolerance * abs(value):
             break
-    return factors, value
+    return x, value
 
 
 def drop_costs(batch: Batch, lam: float = 0.0) -> Floats:

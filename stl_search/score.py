@@ -39,6 +39,7 @@ __all__ = [
     "noise_gain",
     "relative_rounding",
     "round_to",
+    "stored",
     "unit_roundoff",
 ]
 
@@ -270,18 +271,18 @@ def monte_carlo(
         a = rng.standard_normal((m, k, blocks, blocks))
         b = rng.standard_normal((k, n, blocks, blocks))
         exact = np.einsum("abij,bcjl->acil", a, b, optimize=True)
-        a_hat = _store(np.einsum("qab,abij->qij", u, a, optimize=True), dtype)
-        b_hat = _store(np.einsum("qbc,bcij->qij", v, b, optimize=True), dtype)
+        a_hat = stored(np.einsum("qab,abij->qij", u, a, optimize=True), dtype)
+        b_hat = stored(np.einsum("qbc,bcij->qij", v, b, optimize=True), dtype)
         c = np.einsum("qac,qij->acij", w, a_hat @ b_hat, optimize=True)
         found.append(float(np.linalg.norm(c - exact) / np.linalg.norm(exact)))
     spread = float(np.std(found, ddof=1)) / math.sqrt(trials) if trials > 1 else math.nan
     return float(np.mean(found)), spread
 
 
-def _store(x: Array, dtype: str) -> Array:
+def stored(x: Array, dtype: str) -> Array:
     """Slices x: (r, i, j) as they come back from storage in ``dtype``; fp8 carries one scale a slice."""
     if np.iscomplexobj(x):
-        return _store(x.real, dtype) + 1j * _store(x.imag, dtype)
+        return stored(x.real, dtype) + 1j * stored(x.imag, dtype)
     if dtype != "fp8_e4m3":
         return round_to(x, dtype)
     peak = np.abs(x).max(axis=(1, 2), keepdims=True)

@@ -14,7 +14,7 @@ from stl_search.search.numeric import batch_size
 from stl_search.search.problem import Pool, Problem, ranks_near
 from stl_search.search.strategy import Clock, register
 
-__all__ = ["Deflate", "settled"]
+__all__ = ["Deflate", "settled", "shaken"]
 
 _Factors = tuple[decompose.Floats, decompose.Floats, decompose.Floats]
 
@@ -48,7 +48,7 @@ class Deflate:
             if move == "split":
                 factors = self._drop(_split(factors, rng), lam, rng)
             noise = float(rng.choice([0.05, 0.15, 0.4])) if move == "perturb" else 0.02
-            starts.append(_shaken(factors, noise, rng))
+            starts.append(shaken(factors, noise, rng))
         batch: decompose.Batch = tuple(np.stack([s[i] for s in starts]) for i in range(3))  # type: ignore[assignment]
         yield from settled(problem, pool, target, batch, clock)
 
@@ -92,7 +92,7 @@ class Deflate:
         return np.vstack([factors[0], term[0]]), np.vstack([factors[1], term[1]]), np.vstack([factors[2], term[2]])
 
 
-def _shaken(factors: _Factors, noise: float, rng: np.random.Generator) -> _Factors:
+def shaken(factors: _Factors, noise: float, rng: np.random.Generator) -> _Factors:
     """Independent normal noise, ``noise`` times the root mean square of each factor."""
     u, v, w = (f + noise * np.sqrt((f * f).mean()) * rng.standard_normal(f.shape) for f in factors)
     return u, v, w

@@ -21,7 +21,7 @@ from stl_search import __version__, score, transform, verify
 from stl_search.catalog import store
 from stl_search.errors import CatalogError, StlError, UsageError
 from stl_search.scheme import MAX_TENSOR, Scheme, Shape
-from stl_search.search import bounds, neighbours, strategy
+from stl_search.search import bounds, compositions, neighbours, strategy
 from stl_search.search.compose import splits
 from stl_search.search.journal import Journal, decode, encode
 from stl_search.search.problem import Entry, Pool, Problem, cost
@@ -139,10 +139,11 @@ def discover(
     seed and workers give the same file. The winner goes through ``catalog.add`` to ``out`` (default: the user's
     catalog), where the journal of the run is kept too, so that an interrupted search goes on when called again;
     ``fresh`` starts anew. ``starts`` none, shipped or catalog says which known schemes may be built upon; those of
-    ``given`` may be too (they should lie in a catalog, since the recorded command names them by id). An exact search
-    also begins from what can be made of them, see ``neighbours``. ``symmetry`` (``cyclic``, ``transpose``, the name of
-    a group, or several joined by ``+``) limits the search to schemes that the group leaves invariant (over exact
-    rings: that a conjugate of it in GL x GL x GL does; a lift of ``flipgraph``: that one modulo 2 does).
+    ``given`` may be too (they should lie in a catalog, since the recorded command names them by id). A search also
+    begins from what can be made of them: see ``neighbours`` for exact and ``compositions`` for approximate schemes.
+    ``symmetry`` (``cyclic``, ``transpose``, the name of a group, or several joined by ``+``) limits the search to
+    schemes that the group leaves invariant (over exact rings: that a conjugate of it in GL x GL x GL does; a lift of
+    ``flipgraph``: that one modulo 2 does).
 
     Raises UsageError for what makes no sense; returns a Result, found or not.
     """
@@ -532,7 +533,7 @@ class _Worker:
 def _starts(problem: Problem, given: list[Scheme]) -> tuple[list[str], list[Scheme]]:
     """(ids of catalog entries, schemes to begin from): known ones of the shape near the rank and of shapes that a
     composition needs; where an exact scheme is asked for, also neighbours, what can be made of all these, and their
-    residues modulo 2, from which flip graphs set out.
+    residues modulo 2, from which flip graphs set out; else the best that can be composed of them.
     """
     held: dict[tuple[str, Shape], Scheme] = {}
     if problem.starts != "none":
@@ -555,6 +556,9 @@ def _starts(problem: Problem, given: list[Scheme]) -> tuple[list[str], list[Sche
         if problem.ring != "Z2":
             residues = _over("Z2", sources)
             found += residues + [made.scheme for made in neighbours.derived(problem.shape, residues)]
+    elif found and not problem.symmetry:
+        whole = compositions.joined(problem.shape, problem.rank, problem.lam, found)
+        found += [] if whole is None else [whole]
     return sorted({name for name, _ in held}), found
 
 

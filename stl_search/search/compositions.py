@@ -1,0 +1,217 @@
+"""What given approximate schemes give for larger shapes: the best Kronecker products and direct sums, rank by rank.
+
+No scheme is formed to compare compositions. With c = <T, S>/mkn, s = |S|^2/mkn and kappa, which multiply under
+Kronecker products and are averaged, weighted by volume, under direct sums, error(dtype)^2 = 1 - 2c + s + lam kappa.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+import numpy as np
+
+from stl_search import decompose, score, transform
+from stl_search.catalog import store
+from stl_search.scheme import Scheme, Shape, parse_shape
+from stl_search.search.compose import Operation, splits
+
+__all__ = ["Made", "Mark", "built", "front", "joined", "mark", "pareto", "written"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a mark is composed: an operation on two parts, whose shapes may be permuted."""
+
+    operation: Operation
+    shapes: tuple[Shape, Shape]
+    parts: tuple[Mark, Mark]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The figures of a scheme of a sorted shape; ``source`` is the scheme, or how it is composed, or None.
+
+    None stands for ``rank`` of the mkn elementary products.
+    """
+
+    shape: Shape
+    rank: int
+    c: float
+    s: float
+    kappa: float
+    source: Scheme | Made | None = None
+
+    def cost(self, lam: float) -> float:
+        """error(dtype)^2 with lam = 2 d(dtype)^2."""
+        return 1 - 2 * self.c + self.s + lam * self.kappa
+
+    def leaves(self) -> tuple[Scheme, ...]:
+        """The schemes that it is made from."""
+        if self.source is None:
+            return ()
+        if isinstance(self.source, Scheme):
+            return (self.source,)
+        return tuple({s.id: s for part in self.source.parts for s in part.leaves()}.values())
+
+
+def mark(scheme: Scheme) -> Mark:
+    """The mark of a real scheme.
+
+    >>> m = mark(transform.classical((1, 2, 2)))
+    >>> m.rank, m.cost(0.0)
+    (4, 0.0)
+    """
+    u, v, w = (f.reshape(scheme.rank, -1).astype(np.float64) for f in scheme.as_float())
+    m, k, n = scheme.shape
+    products = np.matmul(u.reshape(-1, m, k), v.reshape(-1, k, n)).reshape(scheme.rank, -1)
+    c = float((products * w).sum()) / scheme.volume
+    # E itself is free of cancellation; s follows from it
+    s = score.expected_error(scheme) - 1 + 2 * c
+    return Mark(_sorted(scheme.shape), scheme.rank, c, s, score.noise_gain(scheme), scheme)
+
+
+def front(
+    shape: Shape, marks: Iterable[Mark], lam: float, memo: dict[Shape, list[Mark]] | None = None, own: bool = True
+) -> list[Mark]:
+    """For ranks 0 .. mkn: the best at most of that rank, of the marks given and of all that is composed of them.
+
+    With ``own`` false marks of the shape itself are left out. ``memo`` keeps the fronts of smaller shapes.
+    """
+    memo = {} if memo is None else memo
+    key = _sorted(shape)
+    if own and key in memo:
+        return memo[key]
+    marks = list(marks)
+    volume = math.prod(key)
+    best = [Mark(key, r, r / volume, r / volume, r / volume) for r in range(volume + 1)]
+    if min(key) > 1:  # else every product is needed: a flattening has full rank, with equal singular values
+        for one in marks:
+            if own and one.shape == key and one.rank <= volume and one.cost(lam) < best[one.rank].cost(lam):
+                best[one.rank] = one
+        for operation, first, second in splits(key):
+            parts = front(first, marks, lam, memo), front(second, marks, lam, memo)
+            _compose(best, operation, (first, second), parts, lam)
+        for rank in range(1, volume + 1):
+            if best[rank - 1].cost(lam) <= best[rank].cost(lam):
+                best[rank] = best[rank - 1]
+    if own:
+        memo[key] = best
+    return best
+
+
+def _compose(
+    best: list[Mark],
+    operation: Operation,
+    shapes: tuple[Shape, Shape],
+    parts: tuple[list[Mark], list[Mark]],
+    lam: float,
+) -> None:
+    """Put the compositions of two fronts that are better into ``best``."""
+    (c1, s1, k1), (c2, s2, k2) = ([np.array([getattr(m, f) for m in p]) for f in ("c", "s", "kappa")] for p in parts)
+    r1, r2 = (np.array([m.rank for m in p]) for p in parts)
+    if operation == "kron":
+        c, s, kappa = (np.multiply.outer(x, y) for x, y in ((c1, c2), (s1, s2), (k1, k2)))
+        rank = np.multiply.outer(r1, r2)
+    else:
+        part = len(parts[0]) - 1
+        share = part / (part + len(parts[1]) - 1)
+        c, s, kappa = (np.add.outer(share * x, (1 - share) * y) for x, y in ((c1, c2), (s1, s2), (k1, k2)))
+        rank = np.add.outer(r1, r2)
+    cost = 1 - 2 * c + s + lam * kappa
+    order = np.lexsort((cost.ravel(), rank.ravel()))
+    ranks, firsts = np.unique(rank.ravel()[order], return_index=True)
+    for r, at in zip(ranks.tolist(), order[firsts].tolist(), strict=True):
+        i, j = np.unravel_index(at, cost.shape)
+        if r < len(best) and cost[i, j] < best[r].cost(lam) - 1e-12:
+            made = Made(operation, shapes, (parts[0][i], parts[1][j]))
+            best[r] = Mark(best[r].shape, r, float(c[i, j]), float(s[i, j]), float(kappa[i, j]), made)
+
+
+def built(one: Mark, shape: Shape | None = None) -> Scheme:
+    """The scheme over R that a mark describes, at any permutation of its shape."""
+    if one.source is None:
+        whole = transform.to_ring(transform.classical(one.shape), "R")
+        scheme = Scheme(one.shape, "R", *(f[: one.rank] for f in whole.factors))
+    elif isinstance(one.source, Scheme):
+        scheme = transform.to_ring(one.source, "R")
+    else:
+        parts = [built(p, s) for p, s in zip(one.source.parts, one.source.shapes, strict=True)]
+        scheme = reduce(getattr(transform, one.source.operation), parts)
+    return scheme if shape is None else transform.permute_to(scheme, shape)
+
+
+def joined(shape: Shape, rank: int, lam: float, schemes: Iterable[Scheme]) -> Scheme | None:
+    """The best composition of at most that rank of the schemes given, of shapes other than this one; None without any.
+
+    >>> half = Scheme((1, 1, 2), "R", [[1.0]], [[1.0, 0.0]], [[1.0, 0.0]])
+    >>> joined((2, 2, 2), 7, 0.0, [half]) is None
+    True
+    """
+    found = front(shape, map(mark, schemes), lam, own=False)[min(rank, math.prod(shape))]
+    if not found.leaves():
+        return None
+    scheme = built(found, shape)
+    return decompose.scheme_of(shape, decompose.batch_of([scheme])) if scheme.rank else None
+
+
+def _sorted(shape: Shape) -> Shape:
+    return parse_shape(sorted(shape))
+
+
+def pareto(shape: Shape, dtype: str, count: int, dirs: Iterable[str | os.PathLike[str]] | None = None) -> list[Mark]:
+    """At most ``count`` of the best compositions of catalog entries for <m,k,n>: none has less rank and less error.
+
+    The vertices of their lower convex hull come first, then those between, evenly over the ranks.
+    """
+    lam = 2 * score.relative_rounding(dtype) ** 2
+    own = sorted(shape)
+    best: dict[tuple[tuple[int, ...], int], store.Entry] = {}
+    for entry in store.candidates(ring="R", dirs=dirs):
+        sides = sorted(entry.shape)
+        fits = sides != own and sides[0] > 1 and all(a <= b for a, b in zip(sides, own, strict=True))
+        key = (tuple(sides), entry.rank)
+        if fits and (key not in best or entry.error(dtype) < best[key].error(dtype)):
+            best[key] = entry
+    found: list[Mark] = []
+    for one in front(shape, [mark(store.scheme_of(e)) for e in best.values()], lam, own=False):
+        if one.leaves() and (not found or one.cost(lam) < found[-1].cost(lam) * (1 - 1e-6)):
+            found.append(one)
+    if len(found) <= count:
+        return found
+    corners: list[int] = []
+    for i, one in enumerate(found):  # the lower hull, by index
+        while len(corners) > 1:
+            a, b = (found[j] for j in corners[-2:])
+            cross = (b.cost(lam) - a.cost(lam)) * (one.rank - a.rank) - (one.cost(lam) - a.cost(lam)) * (
+                b.rank - a.rank
+            )
+            if cross < 0:
+                break
+            corners.pop()
+        corners.append(i)
+    chosen = set(corners[:count])
+    for i in np.linspace(0, len(found) - 1, count).round().astype(int).tolist():
+        if len(chosen) < count:
+            chosen.add(i)
+    return [found[i] for i in sorted(chosen)]
+
+
+def written(one: Mark, shape: Shape, provenance: Mapping[str, Any], out: str | os.PathLike[str]) -> str:
+    """Puts a composition into a catalog folder as ``stl-composition/1``, its own parts before it; the id of the whole.
+
+    ``shape`` is the permutation of the mark's shape that is wanted. Parts that are made of elementary products alone
+    become small schemes of their own.
+    """
+    if not isinstance(one.source, Made):
+        scheme = one.source if isinstance(one.source, Scheme) else built(one)
+        held = next((e for e in store.entries() if e.id == scheme.id), None)
+        return held.id if held is not None else store.load(store.add(scheme, provenance, out)).id
+    made = one.source
+    parts = [written(p, s, provenance, out) for p, s in zip(made.parts, made.shapes, strict=True)]
+    path = store.add_composition(made.operation, parts, provenance, out, shapes=made.shapes)
+    return store.load(path).id
