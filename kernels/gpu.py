@@ -302,7 +302,9 @@ def product_decode(
         return out
 
     with _guard(a):
-        key = tuning.Key("product_decode", f"{pair.name}-{product_name}-{out_name}", f"{m * n}/{pair.size_class}")
+        key = tuning.Key(
+            "product_decode", f"{pair.name}-{product_name}-{out_name}", f"{_parts_size(m * n)}/{pair.size_class}"
+        )
         return run(tuning.choose(key, _among(uses, method), a.device, run))
 
 
@@ -499,9 +501,13 @@ def _padded(parts: int) -> int:
     return next(size for size in (16, 32, MOST_PARTS) if parts <= size)
 
 
+def _parts_size(parts: int) -> int:
+    """The class of sizes that so many parts belong to."""
+    return next(s for s in (4, 16, MOST_PARTS) if parts <= s)
+
+
 def _parts_class(parts: int, constants: _Constants | None) -> str:
-    size = next(s for s in (4, 16, MOST_PARTS) if parts <= s)
-    return f"{size}/{'sparse' if constants is not None and constants.sparse else 'dense'}"
+    return f"{_parts_size(parts)}/{'sparse' if constants is not None and constants.sparse else 'dense'}"
 
 
 def _eligible(constants: _Constants | None, method: str) -> tuple[str, ...]:
