@@ -302,7 +302,9 @@ def product_decode(
         return out
 
     with _guard(a):
-        key = tuning.Key("product_decode", f"{pair.name}-{product_name}-{out_name}", f"{m * n}/{pair.size_class}")
+        key = tuning.Key(
+            "product_decode", f"{pair.name}-{product_name}-{out_name}", f"{_parts_size(m * n)}/{pair.size_class}"
+        )
         return run(tuning.choose(key, _among(uses, method), a.device, run))
 
 
@@ -418,21 +420,25 @@ class _Constants:
 
 def _constants(coefficients: Coefficients, moved: int) -> _Constants | None:
     """What may be compiled in; None when the coefficients lie on the device, or are too many."""
-    if isinstance(coefficients, Tensor):
-        if coefficients.device.type != "cpu":
-            return None
-        coefficients = coefficients.detach().numpy()
-    if coefficients.size > MOST_CONSTANTS:
+    if isinstance(coefficients, Tensor) and coefficients.device.type != "cpu":
         return None
-    return _Constants(tuple(np.asarray(coefficients, np.float32).ravel().tolist()), moved)
+    array = _array(coefficients)
+    return None if array.size > MOST_CONSTANTS else _Constants(tuple(array.ravel().tolist()), moved)
 
 
 def _on_device(coefficients: Coefficients, device: torch.device) -> Tensor:
     """The coefficients as a contiguous fp32 tensor there; those from the host are moved once."""
     if isinstance(coefficients, Tensor) and coefficients.device == device:
         return coefficients.detach().to(torch.float32).contiguous()
-    array = np.asarray(coefficients.detach() if isinstance(coefficients, Tensor) else coefficients, np.float32)
+    array = _array(coefficients)
     return _moved(array.tobytes(), array.shape, str(device))
+
+
+def _array(coefficients: Coefficients) -> npt.NDArray[np.float32]:
+    """The coefficients on the host in fp32."""
+    if isinstance(coefficients, Tensor):
+        coefficients = coefficients.detach().to("cpu", torch.float32).numpy()
+    return np.asarray(coefficients, np.float32)
 
 
 @lru_cache(maxsize=256)
@@ -441,6 +447,8 @@ def _moved(data: bytes, shape: tuple[int, ...], device: str) -> Tensor:
 
 
 def _shape(coefficients: Coefficients) -> tuple[int, int, int]:
+    if "complex" in str(coefficients.dtype):
+        raise UsageError("coefficients are complex; the GPU kernels take real ones: use the torch form")
     r, m, k = coefficients.shape[-3:]
     if m * k > MOST_PARTS:
         raise UsageError(f"the GPU kernels take at most {MOST_PARTS} parts, not {m} x {k}: use the torch form")
@@ -499,9 +507,13 @@ def _padded(parts: int) -> int:
     return next(size for size in (16, 32, MOST_PARTS) if parts <= size)
 
 
+def _parts_size(parts: int) -> int:
+    """The class of sizes that so many parts belong to."""
+    return next(s for s in (4, 16, MOST_PARTS) if parts <= s)
+
+
 def _parts_class(parts: int, constants: _Constants | None) -> str:
-    size = next(s for s in (4, 16, MOST_PARTS) if parts <= s)
-    return f"{size}/{'sparse' if constants is not None and constants.sparse else 'dense'}"
+    return f"{_parts_size(parts)}/{'sparse' if constants is not None and constants.sparse else 'dense'}"
 
 
 def _eligible(constants: _Constants | None, method: str) -> tuple[str, ...]:

@@ -24,6 +24,8 @@ from typing import Any
 
 import torch
 
+from stl_search.errors import UsageError
+
 __all__ = [
     "ARCHITECTURES",
     "Key",
@@ -47,6 +49,7 @@ INTERPRETER_MORE: dict[str, Config] = {
     "registers": {"DEEP": 16, "GROUP": 2},
     "arrival": {"DEEP": 16, "GROUP": 2, "BESIDE": 3, "STRIP": 8},
 }
+PLAIN = (("bmm",), ("unfused",))  # forms without a kernel of their own: nothing to configure
 _measuring: ContextVar[bool] = ContextVar("measuring", default=False)
 _trace: ContextVar[Trace | None] = ContextVar("trace", default=None)
 
@@ -146,11 +149,16 @@ def choose(key: Key, uses: tuple[str, ...], device: torch.device, run: Callable[
         return trace.config
     if device.type != "cuda":
         return {"use": uses[0]} | INTERPRETER | INTERPRETER_MORE.get(uses[0], {})
+    if uses in PLAIN:
+        return {"use": uses[0]}
+    arch = architecture(torch.cuda.get_device_capability(device))
+    if "fp8" in key.dtypes and arch == "sm_80":
+        raise UsageError("fp8_e4m3 needs a GPU of compute capability 9.0 or 10.0: use bf16")
     text = f"{key.text} {'+'.join(uses)}"
     measured = _measured(_device_name(device))
     if text in measured:
         return dict(measured[text])
-    options = [c for c in shipped(architecture(torch.cuda.get_device_capability(device)), key) if c["use"] in uses]
+    options = [c for c in shipped(arch, key) if c["use"] in uses]
     if len(options) > 1 and (_measuring.get() or os.environ.get("STL_AUTOTUNE") == "1"):
         options = sorted(options, key=lambda config: _seconds(run, config))
         measured[text] = options[0]

@@ -110,12 +110,22 @@ def test_nothing_to_encode(shape: tuple[int, ...]) -> None:
     assert gpu.encode(x, u, "block", "fp32").data.shape == reference.encode_naive(torch.zeros(shape), u).shape
 
 
+@pytest.mark.parametrize("method", ["unrolled", "dot"])
+def test_coefficients_of_any_kind(method: str) -> None:
+    x, u = integers(0, 5, 4), small((2, 2), 3)
+    for given in (u.numpy(), u.numpy().astype(np.float64), u.bfloat16(), u.double().requires_grad_()):
+        found = gpu.encode(x.to(DEVICE), given, "block", "fp32", method=method).data.cpu()
+        torch.testing.assert_close(found, reference.encode_naive(x, u), rtol=0, atol=0)
+
+
 def test_refusals() -> None:
     x, u = torch.zeros(4, 4, device=DEVICE), small((2, 2), 3)
     with pytest.raises(UsageError, match="float64"):
         gpu.encode(x.double(), u)
     with pytest.raises(UsageError, match="known: block, tile"):
         gpu.encode(x, u, "rows")
+    with pytest.raises(UsageError, match="coefficients are complex"):
+        gpu.encode(x, u.to(torch.complex64))
     with pytest.raises(UsageError, match="auto, unrolled, dot"):
         gpu.encode(x, u, method="fast")
     with pytest.raises(UsageError, match="at most 64 parts"):

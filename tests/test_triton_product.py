@@ -21,10 +21,10 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FUSED = pytest.mark.parametrize("method", ["unfused", "registers", "arrival"])
 # (r, batch of a, batch of b, M', K', N'): ragged, several tiles and steps, batches on both sides, one, none inside.
 CASES = [
-    (5, (), (), 33, 45, 21),
+    (3, (), (), 33, 45, 21),
     (2, (3,), (), 7, 16, 18),
-    (2, (2, 2), (2, 2), 5, 9, 3),
-    (3, (2, 1), (3,), 4, 5, 6),
+    (2, (1, 2), (1, 2), 5, 9, 3),
+    (2, (2, 1), (3,), 4, 5, 6),
     (2, (), (4,), 17, 3, 2),
     (1, (), (), 1, 1, 1),
     (2, (), (), 3, 0, 4),
@@ -93,7 +93,7 @@ def decoded(a: torch.Tensor, b: torch.Tensor, w: torch.Tensor, rows: int, cols: 
 
 @FUSED
 @pytest.mark.parametrize("layout", ["block", "tile"])
-@pytest.mark.parametrize("case", [(7, (), (), 21, 33, 17), (7, (3,), (), 5, 16, 3), (7, (2,), (2,), 17, 2, 18)])
+@pytest.mark.parametrize("case", [(7, (), (), 17, 20, 5), (7, (2,), (), 5, 16, 3), (7, (2,), (2,), 3, 2, 18)])
 def test_fused_every_entry(case: tuple[Any, ...], layout: str, method: str) -> None:
     a, b = pair(case)
     w = torch.from_numpy(STRASSEN.as_float()[2]).float()
@@ -105,10 +105,10 @@ def test_fused_every_entry(case: tuple[Any, ...], layout: str, method: str) -> N
 @pytest.mark.parametrize("layout", ["block", "tile"])
 def test_sixteen_parts_by_arrival(layout: str) -> None:
     """A rank above BESIDE, more tiles than a chunk has, a last chunk that is not full, general coefficients."""
-    a, b = pair((9, (), (), 19, 20, 53))
-    w = integers(4, 9, 4, 4) / 2
-    found = gpu.product_decode(a.to(DEVICE), b.to(DEVICE), w, 75, 210, layout, "fp32", method="arrival").cpu()
-    torch.testing.assert_close(found, decoded(a, b, w, 75, 210, layout), rtol=0, atol=0)
+    a, b = pair((5, (), (), 3, 5, 70))
+    w = integers(4, 5, 4, 4) / 2
+    found = gpu.product_decode(a.to(DEVICE), b.to(DEVICE), w, 11, 277, layout, "fp32", method="arrival").cpu()
+    torch.testing.assert_close(found, decoded(a, b, w, 11, 277, layout), rtol=0, atol=0)
 
 
 @FUSED
@@ -132,7 +132,7 @@ def test_fused_dtypes_bias_and_activation(given: str, method: str) -> None:
 
 def test_refusals() -> None:
     a, b = (x.to(DEVICE) for x in pair(CASES[0]))
-    w = integers(0, 5, 3, 3)
+    w = integers(0, 3, 3, 3)
     with pytest.raises(UsageError, match="do not multiply"):
         gpu.product(a, b[:, 1:])
     with pytest.raises(UsageError, match="must agree"):
@@ -141,5 +141,5 @@ def test_refusals() -> None:
         gpu.product(a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn))
     with pytest.raises(UsageError, match="auto, unfused, arrival"):
         gpu.product_decode(a, b, w, 99, 63, method="registers")
-    with pytest.raises(UsageError, match="rank 4"):
-        gpu.product_decode(a, b, w[:4], 99, 63)
+    with pytest.raises(UsageError, match="rank 2"):
+        gpu.product_decode(a, b, w[:2], 99, 63)
