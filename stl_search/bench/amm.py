@@ -116,7 +116,7 @@ def _ratios(
 
 
 def _time(run: Callable[[], torch.Tensor], calls: int = 1) -> float:
-    """Seconds of a call, after one that is not counted and a pause in which threads of other libraries stop spinning."""
+    """Seconds of a call, after one that is not counted and a pause: threads of other libraries spin for a while."""
     time.sleep(calibrate.SETTLE)
     run()
     start = time.perf_counter()
