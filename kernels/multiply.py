@@ -22,7 +22,7 @@ __all__ = ["CHUNK", "applies", "encode", "least_workspace", "multiply"]
 Tensor = torch.Tensor
 Operand = Tensor | dense.Packed
 
-CHUNK = 256 << 20  # bytes of encoded rows of A and of products that are worth being in memory together
+CHUNK = 512 << 20  # bytes of encoded rows of A and of products that are worth being in memory together
 FEWEST = 16  # rows and columns of a slice below which a limit is refused rather than honoured
 SOME = 128  # rows of a slice that make a product worth while
 
