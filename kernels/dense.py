@@ -114,13 +114,12 @@ def pack(b: Tensor) -> Packed:
     return Packed(b)
 
 
-def batched(a: Tensor, b: Tensor | Packed) -> Tensor | list[Tensor]:
-    """a: (r, ..., M', K'), b: (r, ..., K', N') of one dtype -> (r, ..., M', N'), as one tensor or r of them."""
-    if isinstance(b, Packed):
-        return b.products(a)
+def batched(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """a: (r, ..., M', K'), b: (r, ..., K', N') of one dtype -> (r, ..., M', N'); ``out`` may be given for 3-D b."""
     if b.ndim == 3:  # all rows of a slice of A are one matrix
         flat = a.flatten(1, -2) if a.ndim > 3 else a
-        out = cpu.empty((len(a), flat.shape[1], b.shape[-1]), a.dtype)
-        torch.bmm(flat, b, out=out)
-        return out.view(*a.shape[:-1], b.shape[-1])
+        if out is None:
+            out = cpu.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
+        torch.bmm(flat, b, out=out.view(len(a), flat.shape[1], b.shape[-1]))
+        return out
     return reference.product(a, b)

@@ -22,7 +22,7 @@ __all__ = ["CHUNK", "applies", "encode", "least_workspace", "multiply"]
 Tensor = torch.Tensor
 Operand = Tensor | dense.Packed
 
-CHUNK = 256 << 20  # bytes of encoded rows of A and of products that are worth being in memory together
+CHUNK = 512 << 20  # bytes of encoded rows of A and of products that are worth being in memory together
 FEWEST = 16  # rows and columns of a slice below which a limit is refused rather than honoured
 SOME = 128  # rows of a slice that make a product worth while
 
@@ -48,12 +48,13 @@ def multiply(
     levels: int = 1,
     limit: int | None = None,
     out: Tensor | None = None,
+    scratch: _Scratch | None = None,
 ) -> Tensor:
     """A: (..., M, K), B: (..., K, N) -> C: (..., rows = M, cols = N) in ``plan.out``; no gradient.
 
-    ``encoded`` says which of the two is given encoded, as (r, ..., rows', cols') in ``plan.dtype``;
-    B may be packed, see ``pack``. ``levels`` - 1
-    times more, each of the r products is made by the same plan. Besides the operands and C there are in memory: B
+    ``encoded`` says which of the two is given encoded, as (r, ..., rows', cols') in ``plan.dtype``; B may be packed,
+    see ``pack``. ``levels`` - 1 times more, each of the r products is made by the same plan. Besides the operands and C
+    there are in memory, in buffers that live as long as the call: B
     encoded, r/(k n) of its size, and one chunk of encoded rows of A and of products, ``CHUNK`` bytes or the FEWEST
     rows; with more levels, A encoded and all products at once. With ``limit`` all this keeps below that many bytes, at
     the price of encoding A several times; raises UsageError where it cannot. C may be given, to be filled.
@@ -65,28 +66,32 @@ def multiply(
         return out
     if sizes.inner == 0:
         return out.zero_()
+    scratch = scratch or _Scratch()
     chunk = CHUNK if limit is None else limit
     if isinstance(b, dense.Packed) and (levels > 1 or limit is not None):
         b = b.unpacked()
     if levels == 1 and sizes.bytes(sizes.height, sizes.width) * sizes.most <= chunk:
-        a_hat = a if encoded[0] else encode(a, plan, "lhs")
-        b_hat = b if encoded[1] or isinstance(b, dense.Packed) else encode(b, plan, "rhs")
-        cpu.decode_into(_products(a_hat, b_hat, plan), _factor(plan), plan.layout, out)
+        b_hat: Operand = b
+        if isinstance(b, Tensor) and not encoded[1]:
+            b_hat = _window(b, plan, "rhs", (sizes.inner, sizes.width), scratch)
+        a_hat = a if encoded[0] else _window(a, plan, "lhs", (sizes.height, sizes.inner), scratch)
+        cpu.decode_into(_products(a_hat, b_hat, plan, scratch), _factor(plan), plan.layout, out)
         return out
     if isinstance(b, Tensor) and (math.prod(b.shape[int(encoded[1]) : -2]) != 1 or levels > 1):
         a, b = (_spread(x, int(e), sizes.batch) for x, e in zip((a, b), encoded, strict=True))
         for index in np.ndindex(*sizes.batch):
             one, other = (x[(slice(None),) * int(e) + index] for x, e in zip((a, b), encoded, strict=True))
             if levels > 1:
-                _nested(one, other, plan, encoded, levels, out[index])
+                _nested(one, other, plan, encoded, levels, out[index], scratch)
             else:
-                _panels(one.unsqueeze(int(encoded[0])), other, plan, encoded, sizes, chunk, limit, out[index][None])
+                one = one.unsqueeze(int(encoded[0]))
+                _panels(one, other, plan, encoded, sizes, chunk, limit, out[index][None], scratch)
         return out
     a = _spread(a, int(encoded[0]), sizes.batch)
     a = a.flatten(int(encoded[0]), -3) if sizes.batch else a.unsqueeze(int(encoded[0]))
     if isinstance(b, Tensor):
         b = b.reshape(*b.shape[: int(encoded[1])], *b.shape[-2:])
-    _panels(a, b, plan, encoded, sizes, chunk, limit, out.reshape(-1, rows, cols))
+    _panels(a, b, plan, encoded, sizes, chunk, limit, out.reshape(-1, rows, cols), scratch)
     return out
 
 
@@ -154,6 +159,7 @@ def _panels(
     chunk: int,
     limit: int | None,
     out: Tensor,
+    scratch: _Scratch,
 ) -> None:
     """A: (G, M, K) or (r, G, M', K'), B: (K, N) or (r, K', N') -> out: (G, M, N), in chunks of rows and columns."""
     height, width = sizes.height, sizes.width
@@ -174,49 +180,85 @@ def _panels(
         here = min(panel, width - left)
         b_hat: Operand = b
         if isinstance(b, Tensor):
-            b_hat = b[..., left : left + here] if encoded[1] else _window(b, plan, "rhs", (sizes.inner, here), 0, left)
-            b_hat = b_hat.to(_work(plan))  # once for all rows of A
+            size = (sizes.inner, here)
+            b_hat = b[..., left : left + here] if encoded[1] else _window(b, plan, "rhs", size, scratch, 0, left)
+            b_hat = scratch.convert("wide rhs", b_hat, _work(plan))  # once for all rows of A
         for g in range(0, len(out), group):
             part = a[:, g : g + group] if encoded[0] else a[g : g + group]
             for top in range(0, height, step):
                 size = (min(step, height - top), sizes.inner)
-                cpu.decode_into(
-                    _products(_rows_of(part, plan, encoded[0], size, top), b_hat, plan),
-                    _factor(plan), plan.layout, out[g : g + group], top, left,
-                )  # fmt: skip
-        del b_hat  # before the next is made
+                rows = slice(top, top + size[0])
+                a_hat = part[..., rows, :] if encoded[0] else _window(part, plan, "lhs", size, scratch, top)
+                p = _products(a_hat, b_hat, plan, scratch)
+                cpu.decode_into(p, _factor(plan), plan.layout, out[g : g + group], top, left)
 
 
-def _rows_of(x: Tensor, plan: Plan, encoded: bool, size: tuple[int, int], top: int) -> Tensor:
-    """The rows of the slices of A from ``top`` on."""
-    return x[..., top : top + size[0], :] if encoded else _window(x, plan, "lhs", size, top, 0)
+class _Scratch:
+    """Named buffers of one call: asked for again and again, first touched once."""
+
+    def __init__(self, held: dict[str, Tensor] | None = None, prefix: str = "") -> None:
+        self._held = {} if held is None else held
+        self._prefix = prefix
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of that shape on the buffer of that name, which grows where it is too small."""
+        name, size = self._prefix + name, math.prod(shape) * dtype.itemsize
+        if name not in self._held or self._held[name].numel() < size:
+            self._held.pop(name, None)
+            self._held[name] = cpu.empty((size,), torch.uint8)
+        return self._held[name][:size].view(dtype).view(shape)
+
+    def convert(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """x in that dtype; on the buffer of that name where that is another one."""
+        return x if x.dtype == dtype else self(name, tuple(x.shape), dtype).copy_(x)
+
+    def inner(self) -> _Scratch:
+        """The buffers of what is done inside, one set for all repetitions."""
+        return _Scratch(self._held, self._prefix + "inner ")
 
 
-def _window(x: Tensor, plan: Plan, side: str, size: tuple[int, int], top: int, left: int) -> Tensor:
+def _window(
+    x: Tensor, plan: Plan, side: str, size: tuple[int, int], scratch: _Scratch, top: int = 0, left: int = 0
+) -> Tensor:
     """The rows and columns of the slices of x: (..., rows, cols) that begin at (top, left), encoded."""
-    hat = cpu.empty((plan.scheme.rank, *x.shape[:-2], *size), torch_dtype(plan.dtype))
-    cpu.encode_into(x, _factor(plan, side, x), plan.layout, hat, top, left)
+    turned = x.stride(-1) != 1 and x.stride(-2) == 1 and x.shape[-1] > 1
+    factor, dtype = _factor(plan, side, x), torch_dtype(plan.dtype)
+    if turned:  # column-major, and so are its slices
+        hat = scratch(side, (plan.scheme.rank, *x.shape[:-2], *size[::-1]), dtype)
+        cpu.encode_into(x.mT, factor.mT, plan.layout, hat, left, top)
+        return hat.mT
+    hat = scratch(side, (plan.scheme.rank, *x.shape[:-2], *size), dtype)
+    cpu.encode_into(x, factor, plan.layout, hat, top, left)
     return hat
 
 
-def _products(a: Tensor, b: Operand, plan: Plan) -> Tensor | list[Tensor]:
+def _products(a: Tensor, b: Operand, plan: Plan, scratch: _Scratch) -> Tensor | list[Tensor]:
     """a: (r, ..., M', K'), b: (r, ..., K', N') -> (r, ..., M', N') in ``plan.product``, or r times (..., M', N')."""
     work, kept = _work(plan), torch_dtype(plan.product)
-    p = dense.batched(a.to(work), b if isinstance(b, dense.Packed) else b.to(work))
-    return p.to(kept) if isinstance(p, Tensor) else [x.to(kept) for x in p]
+    a = scratch.convert("wide lhs", a, work)
+    if isinstance(b, dense.Packed):
+        return [x.to(kept) for x in b.products(a)]
+    b = scratch.convert("wide rhs", b, work)
+    out = scratch("products", (*a.shape[:-1], b.shape[-1]), work) if b.ndim == 3 else None
+    return scratch.convert("kept products", dense.batched(a, b, out), kept)
 
 
-def _nested(a: Tensor, b: Tensor, plan: Plan, encoded: tuple[bool, bool], levels: int, out: Tensor) -> None:
+def _nested(
+    a: Tensor, b: Tensor, plan: Plan, encoded: tuple[bool, bool], levels: int, out: Tensor, scratch: _Scratch
+) -> None:
     """A: (M, K) or (r, M', K'), B: (K, N) or (r, K', N') -> out: (M, N), the products by the same plan."""
-    work = torch_dtype(plan.compute)
-    a_hat = (a if encoded[0] else encode(a, plan, "lhs")).to(work)
-    b_hat = (b if encoded[1] else encode(b, plan, "rhs")).to(work)
-    inner = replace_out(plan)
-    height, width = a_hat.shape[-2], b_hat.shape[-1]
-    p = cpu.empty((len(a_hat), height, width), work)
+    work, (m, k, n) = torch_dtype(plan.compute), plan.scheme.shape
+    height, width = -(-out.shape[-2] // m), -(-out.shape[-1] // n)
+    inner = b.shape[-2] if encoded[1] else -(-b.shape[-2] // k)
+    a_hat = a if encoded[0] else _window(a, plan, "lhs", (height, inner), scratch)
+    b_hat = b if encoded[1] else _window(b, plan, "rhs", (inner, width), scratch)
+    a_hat, b_hat = scratch.convert("wide lhs", a_hat, work), scratch.convert("wide rhs", b_hat, work)
+    p = scratch("products", (len(a_hat), height, width), work)
     for q in range(len(p)):
-        multiply(a_hat[q], b_hat[q], inner, height, width, levels=levels - 1, out=p[q])
-    cpu.decode_into(p.to(torch_dtype(plan.product)), _factor(plan), plan.layout, out)
+        left, right = a_hat[q], b_hat[q]
+        multiply(left, right, replace_out(plan), height, width, levels=levels - 1, out=p[q], scratch=scratch.inner())
+    kept = scratch.convert("kept products", p, torch_dtype(plan.product))
+    cpu.decode_into(kept, _factor(plan), plan.layout, out)
 
 
 @lru_cache(maxsize=256)

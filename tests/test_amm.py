@@ -575,3 +575,25 @@ def test_the_package_offers_it() -> None:
     assert stl.amm is amm
     assert stl.encode_lhs is encode_lhs
     assert stl.encode_rhs is encode_rhs
+
+
+def test_repeated_plain_calls_take_the_short_way_and_stay_right() -> None:
+    """The second call of a shape is answered without reading operands again: same result, gradients, kinds, NaN."""
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        a, b = gaussian((24, 20), dtype, 0), gaussian((20, 28), dtype, 1)
+        first = amm(a, b)
+        assert torch.equal(amm(a, b), first)
+        assert amm(a, b).dtype == dtype
+        weight = a.clone().requires_grad_()
+        amm(weight, b).sum().backward()
+        assert weight.grad is not None
+    x, y = gaussian((24, 20), torch.float32, 0).numpy(), gaussian((20, 28), torch.float32, 1).numpy()
+    x[0, 0] = np.inf
+    for _ in range(2):
+        assert np.isinf(amm(x, y)[0]).any()
+    with pytest.raises(StlError, match="A is a torch tensor and B a numpy array"):
+        amm(torch.from_numpy(x), y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert amm(gaussian((24, 20), torch.float32, 0), gaussian((20, 28), torch.float32, 1)).dtype == torch.float32
+    with pytest.raises(StlError, match="sparse"):
+        amm(a.float().to_sparse(), b.float())

@@ -608,3 +608,28 @@ def test_an_unknown_command_and_no_command() -> None:
     assert run("magic").exit_code == 2
     assert "discover" in run().output
     assert run("--version").stdout.startswith("stl-search, version ")
+
+
+def test_bench_amm_measures_the_selector_and_every_shipped_scheme_of_a_rank(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from stl_search.runtime import calibrate
+
+    monkeypatch.setattr(calibrate, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(calibrate, "SIZES", {"cpu": (16, 32)})
+    monkeypatch.setattr(calibrate, "SETTLE", 0.0)
+    calibrate._rates.cache_clear()
+    result = run("bench", "amm", "--sizes", "48,70", "--schemes", "7", "--repeats", "2", "--json")
+    calibrate._rates.cache_clear()
+    assert result.exit_code == 0
+    found = json.loads(result.stdout)
+    assert {"machine", "threads", "torch", "version", "rows"} <= found.keys()
+    count = sum(entry.rank == 7 and entry.ring != "Z2" for entry in store.entries([store.shipped_dir()]))
+    assert count
+    assert [row["size"] for row in found["rows"]] == [48] * (1 + 2 * count) + [70] * (1 + 2 * count)
+    for row in found["rows"]:
+        assert row["ok"], row
+        assert 0 < row["ratio"]["p20"] <= row["ratio"]["p50"] <= row["ratio"]["p80"]
+        assert row["choice"]
+    for bad in (["--sizes", "12,x"], ["--schemes", "some"], ["--dtype", "fp16"]):
+        assert run("bench", "amm", *bad).exit_code == 2

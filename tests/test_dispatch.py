@@ -58,8 +58,8 @@ def machine(bandwidth: float, narrow: float) -> Any:
 
 @pytest.fixture(autouse=True)
 def cautious(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with slow memory: 100 flops of a product take as long as one byte."""
-    monkeypatch.setattr(calibrate, "rates", machine(1e9, 5.0))
+    """A machine with slow memory: 33 flops of a product take as long as one byte."""
+    monkeypatch.setattr(calibrate, "rates", machine(3e9, 5.0))
 
 
 @pytest.fixture
@@ -68,6 +68,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "rates", machine(1e30, 1.0))
     monkeypatch.setattr(dispatch, "SMALL", 0.0)
     monkeypatch.setattr(dispatch, "LEVELS", 1)
+    monkeypatch.setattr(dispatch, "RAGGED", 1.0)
 
 
 def keep(*schemes: Scheme) -> list[Path]:
@@ -347,7 +348,7 @@ def test_the_explanation_shows_what_was_weighed() -> None:
 
 def test_amm_takes_the_dense_product_that_is_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     def rates(device: str, dtype: str) -> Rates:
-        return dataclasses.replace(machine(1e9, 5.0)(device, dtype), ways=("onednn",))
+        return dataclasses.replace(machine(3e9, 5.0)(device, dtype), ways=("onednn",))
 
     called = []
     monkeypatch.setattr(calibrate, "rates", rates)

@@ -31,12 +31,15 @@ __all__ = ["Curve", "Rates", "cache_dir", "measure", "rates"]
 
 Curve = tuple[tuple[float, float], ...]  # (size, operations a second), by size
 
-SIZES = {"cpu": (128, 256, 512, 1024, 2048)}
+SIZES = {"cpu": (128, 256, 512, 1024, 2048, 3072)}
+LARGEST_SLICE = 1024  # on the processor
 SIZES_ELSEWHERE = (512, 1024, 2048, 4096, 8192)
+NUMPY_FROM = 2048
 REPEATS = 5
+LONG = 0.1  # seconds; runs that take longer are repeated less
 SLICES = 4
-SETTLE = 0.05  # seconds after which the threads of a numeric library have stopped spinning and hinder no other
-FORMAT = 4  # of the file; what was written by another is measured anew
+SETTLE = 0.2  # seconds after which the threads of a numeric library have stopped spinning and hinder no other
+FORMAT = 6  # of the file; what was written by another is measured anew
 
 
 @dataclass(frozen=True)
@@ -147,17 +150,18 @@ def measure(device: str, dtype: str) -> Rates:
             a, b = (torch.randn(size, size, device=place).to(kind) for _ in range(2))
             flops = 2.0 * size**3
             multiply = dense.matmul if place.type == "cpu" else _elsewhere
-            speeds = {way: flops / _seconds(partial(multiply, a, b, way), place) for way in _ways(kind, place)}
+            ways = _ways(kind, place, size)
+            speeds = {way: flops / _seconds(partial(multiply, a, b, way), place) for way in ways}
             chosen.append(max(speeds, key=lambda way: speeds[way]))
             dense_curve.append((float(size), speeds[chosen[-1]]))
-            if size == sizes[-1]:
-                break  # slices are smaller than the whole
+            if size == sizes[-1] or (place.type == "cpu" and size > LARGEST_SLICE):
+                continue  # slices are smaller than the whole
             x, y = (z.expand(SLICES, size, size).contiguous() for z in (a, b))
             flops *= SLICES
             if place.type == "cpu":
                 slice_curve.append((float(size), flops / _seconds(partial(dense.batched, x, y), place)))
                 if dense.can_pack(y):
-                    packed = partial(dense.batched, x, dense.pack(y))
+                    packed = partial(dense.pack(y).products, x)
                     packed_curve.append((float(size), flops / _seconds(packed, place)))
             else:
                 slice_curve.append((float(size), flops / _seconds(partial(ops.product, x, y, kind), place)))
@@ -167,8 +171,12 @@ def measure(device: str, dtype: str) -> Rates:
     )  # fmt: skip
 
 
-def _ways(kind: torch.dtype, place: torch.device) -> list[str]:
-    return dense.ways(kind) if place.type == "cpu" else ["torch"]
+def _ways(kind: torch.dtype, place: torch.device, size: int) -> list[str]:
+    """What is compared. numpy's threads spin for a tenth of a second and slow down what torch does next: they count
+    for products that take long themselves."""
+    if place.type != "cpu":
+        return ["torch"]
+    return [way for way in dense.ways(kind) if way != "numpy" or size >= NUMPY_FROM]
 
 
 def _elsewhere(a: torch.Tensor, b: torch.Tensor, way: str) -> torch.Tensor:
@@ -177,7 +185,7 @@ def _elsewhere(a: torch.Tensor, b: torch.Tensor, way: str) -> torch.Tensor:
 
 def _encoding(kind: torch.dtype, place: torch.device) -> tuple[float, float]:
     """(bytes a second, multiply-adds a second) of encoding, from a sparse and a dense encoder of one size."""
-    size = 2048 if place.type == "cpu" else 8192
+    size = 4096 if place.type == "cpu" else 8192  # beyond the caches
     wide = torch.float64 if kind == torch.float64 else torch.float32
     x = torch.randn(size, size, device=place).to(kind)
     light = torch.zeros(4, 2, 2, dtype=wide)
@@ -209,5 +217,6 @@ def _seconds(run: Callable[[], Any], place: torch.device) -> float:
 
     time.sleep(SETTLE)
     once(1)
-    times = max(1, min(100, int(2e-4 / max(once(1), 1e-7))))
-    return min(once(times) for _ in range(REPEATS))
+    first = once(1)
+    times = max(1, min(100, int(2e-4 / max(first, 1e-7))))
+    return min(first, *(once(times) for _ in range(REPEATS if first < LONG else 1)))

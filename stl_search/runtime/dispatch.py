@@ -48,14 +48,20 @@ ASSUMPTION = "independent zero-mean entries of equal variance within A and withi
 
 # An exact scheme may be taken unasked only while it loses at most five bits to rounding.
 MAX_ROUNDINGS = 32.0
-# A scheme must be a tenth faster than dense by the model, which can be wrong by that much.
-MARGIN = 0.9
+# A scheme must be a twentieth faster than dense by the model, which can be wrong by that much.
+MARGIN = 0.95
 # Dense products of fewer flops than that many are called without a question: no machine measures anything for them.
 SMALL = 2.0 * 160**3
 REMEMBERED = 4096  # choices
 LOOK = 1.0  # seconds
 SHOWN = 8  # alternatives that an explanation lists, beside dense
+# Passes inside a slice, at its odd sizes and strides, take that many times longer (measured: two levels of <3,4,4> at
+# 8192 6.7 s, where passes at full speed would give 4.7; dense 5.9).
+INNER = 4.0
 LEVELS = 3  # at most; each multiplies the noise gain
+# Slices whose rows do not begin at multiples of that many entries are read and multiplied slower (measured: 456 by 256
+# by 456 at 145 GFLOP/s where 512 cubed runs at 185, decoding at half the speed).
+ALIGNED, RAGGED = 16, 1.25
 STEPS = 6  # encode, encode, multiply, decode and what stands between: calls that any scheme makes
 # Complex numbers take the reference path: that many passes over memory for each of the kernels'.
 REFERENCE_PASSES = 4.0
@@ -292,8 +298,11 @@ class Cost:
         return Cost(shape, entry.rank, (full[0] * share, full[1] * share, full[2] * share), product)
 
 
-def scheme_seconds(cost: Cost, problem: Problem, levels: int = 1) -> float:
-    """Modelled time of ``levels`` levels of a scheme, nothing encoded in advance; operands padded to whole tiles."""
+def scheme_seconds(cost: Cost, problem: Problem, levels: int = 1, slow: float = 1.0) -> float:
+    """Modelled time of ``levels`` levels of a scheme, nothing encoded in advance; operands padded to whole tiles.
+
+    ``slow`` is how many times longer than calibrated the passes over memory take.
+    """
     m, k, n = cost.shape
     rows, inner, cols = (
         -(-side // s) for side, s in zip((problem.rows, problem.inner, problem.cols), (m, k, n), strict=True)
@@ -304,7 +313,7 @@ def scheme_seconds(cost: Cost, problem: Problem, levels: int = 1) -> float:
     found = calibrate.rates(problem.device, problem.dtype)
     given, stored, made, out = (BYTES[name] * parts for name in (problem.dtype, problem.dtype, work, problem.out))
     seconds = STEPS * found.call
-    passes = REFERENCE_PASSES if problem.complex else 1.0
+    passes = slow * (REFERENCE_PASSES if problem.complex else 1.0)
     for count, grid, piece, sums, wide in (
         (problem.lhs_count, m * k, rows * inner, cost.sums[0], given),
         (problem.rhs_count, k * n, inner * cols, cost.sums[1], given),
@@ -318,9 +327,11 @@ def scheme_seconds(cost: Cost, problem: Problem, levels: int = 1) -> float:
         inside = replace(
             problem, rows=rows, inner=inner, cols=cols, dtype=compute, out=compute, lhs_count=1, rhs_count=1, count=1
         )
-        return seconds + problem.count * cost.rank * scheme_seconds(cost, inside, levels - 1)
-    speeds = calibrate.rates(problem.device, work)
-    return seconds + flops / calibrate.at(speeds.slices, max(1.0, _size(rows, inner, cols)))
+        return seconds + problem.count * cost.rank * scheme_seconds(cost, inside, levels - 1, INNER)
+    speed = calibrate.at(calibrate.rates(problem.device, work).slices, max(1.0, _size(rows, inner, cols)))
+    if problem.device == "cpu" and cost.rank and (inner % ALIGNED or cols % ALIGNED):
+        seconds, flops = seconds * RAGGED, flops * RAGGED
+    return seconds + flops / speed
 
 
 def _choose_open(request: Request, selector: store.Selector, problem: Problem) -> Explanation:
