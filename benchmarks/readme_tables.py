@@ -1,16 +1,18 @@
-"""Writes the tables of README.md that rest on the shipped catalog; ``--check`` says whether they are stale."""
+"""Writes the tables of README.md: the shipped catalog, and rows measured before; ``--check`` says if they are stale."""
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from stl_search.catalog import store
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN = "<!-- catalog:begin (benchmarks/readme_tables.py writes this) -->"
-END = "<!-- catalog:end -->"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 KEPT = (1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4)  # multiplications kept, in the table of approximate entries
@@ -41,11 +43,54 @@ def tables() -> str:
     return "\n".join(rows)
 
 
+def _rows(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
+
+
+def speeds() -> str:
+    """How many times faster than dense <4,4,4> schemes are at 4096 square in fp32, by rank."""
+    found = {(row["rank"], row["encoded"]): row for row in _rows("amm_cpu.jsonl") if row.get("rank")}
+    wrong = [key for key, row in found.items() if not row["ok"]]
+    if wrong:
+        sys.exit(f"rows of amm_cpu.jsonl with a wrong result: {wrong}")
+    ranks = sorted({rank for rank, _ in found}, reverse=True)
+    lines = [f"| rank | {' | '.join(map(str, ranks))} |", "|---" * (1 + len(ranks)) + "|"]
+    for encoded, name in (("rhs", "B encoded beforehand"), ("none", "nothing encoded beforehand")):
+        lines.append(f"| {name} | {' | '.join(format(found[r, encoded]['ratio']['p50'], '.2f') for r in ranks)} |")
+    lines.append(f"| error | {' | '.join(format(found[r, 'none']['error'], '.2g') for r in ranks)} |")
+    return "\n".join(lines)
+
+
+def conversion() -> str:
+    """Cosines of a converted transformer's embeddings to the dense model's, by nominal cost and method."""
+    methods = {
+        "STL calibrated, by budget": "STL layers, calibrated, by budget",
+        "low rank calibrated, by budget": "low rank, calibrated, by budget",
+        "2:4 calibrated (SparseGPT)": "2:4 sparsity, SparseGPT",
+        "2:4 magnitude": "2:4 sparsity, magnitude",
+        "int8 row-wise": "int8, row-wise",
+    }
+    found = {(row["method"], row.get("nominal")): row["cosine"]["mean"] for row in _rows("minilm_convert.jsonl")}
+    costs = sorted({cost for method, cost in found if method in methods}, reverse=True)
+    lines = [f"| cost | {' | '.join(map(str, costs))} |", "|---" * (1 + len(costs)) + "|"]
+    for method, name in methods.items():
+        cells = [f"{found[method, cost]:.3f}" if (method, cost) in found else "" for cost in costs]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"catalog": tables, "speeds": speeds, "conversion": conversion}
+
+
 def rendered(text: str) -> str:
-    """README's text with the tables of today's catalog."""
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    return f"{head}{BEGIN}\n{tables()}\n{END}{tail}"
+    """README's text with the tables of today; each stands between its two comments."""
+    for name, table in BLOCKS.items():
+        begin, end = f"<!-- {name}:begin (benchmarks/readme_tables.py writes this) -->", f"<!-- {name}:end -->"
+        head, found, rest = text.partition(begin)
+        if not found:
+            sys.exit(f"README.md has no place for the table {name!r}")
+        text = f"{head}{begin}\n{table()}\n{end}{rest.partition(end)[2]}"
+    return text
 
 
 if __name__ == "__main__":
