@@ -210,3 +210,15 @@ def test_shipped_errors_are_measured_on_fresh_gaussian_matrices(shipped: dict[Sh
 
 def test_the_catalog_that_ships_is_small() -> None:
     assert sum(path.stat().st_size for path in store.shipped_dir().rglob("*.json")) < 8 << 20
+
+
+def test_precisions_want_different_schemes_below_the_exact_rank() -> None:
+    """<2,2,3> of rank 10 has border rank 10: the finer the precision, the larger the coefficients, without limit."""
+    dirs = [store.shipped_dir()]
+    best = {dtype: store.best((2, 2, 3), rank=10, dtype=dtype, dirs=dirs) for dtype in ("bf16", "fp16", "fp32")}
+    assert len({entry.id for entry in best.values()}) == 3
+    largest = [score.max_coefficient(store.scheme_of(entry)) for entry in best.values()]
+    assert largest == sorted(largest)
+    errors = [entry.error(dtype) ** 2 for dtype, entry in best.items()]
+    assert errors[1] < errors[0] / 5
+    assert errors[2] < errors[1] / 50

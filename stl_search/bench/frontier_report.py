@@ -275,10 +275,14 @@ def _whole_picture(
     for rival in others:
         right.plot([rival.cost], [rival.error2], "k^", markersize=6, markerfacecolor="none")
     shown = sorted(others, key=lambda rival: -rival.error2)
-    plate = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6}
-    for rival, exponent in zip(shown, _spread([math.log10(r.error2) for r in shown], 0.27), strict=True):
-        place = (rival.cost - 0.015, 10.0**exponent)
-        right.annotate(rival.name, place, fontsize=8, ha="right", va="center", bbox=plate)
+    # where the frontier runs, labels stand below it
+    heights = [math.log10(r.error2) if r.error2 > 1 else min(math.log10(r.error2), -1.0) for r in shown]
+    thread = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.4"}
+    for rival, exponent in zip(shown, _spread(heights, 0.27), strict=True):
+        place = (rival.cost - 0.12, 10.0**exponent)
+        right.annotate(
+            rival.name, (rival.cost, rival.error2), place, fontsize=8, ha="right", va="center", arrowprops=thread
+        )
     _save(figure, path)
 
 
