@@ -1,4 +1,7 @@
-"""Before any test imports numpy: one thread for each numeric library, since the test runner uses the cores itself."""
+"""Before any test imports numpy: one thread for each numeric library, since the test runner uses the cores itself.
+
+And before any imports triton: kernels interpreted, where there is no GPU. Fixtures that several files share.
+"""
 
 import os
 from typing import Any
