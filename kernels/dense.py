@@ -54,6 +54,8 @@ def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
 
 WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch": _by_torch, "numpy": _by_numpy, "onednn": _by_onednn}
 
+_TAKES = {"numpy": (torch.float32, torch.float64), "onednn": (torch.float32,)}
+
 
 def ways(dtype: torch.dtype) -> list[str]:
     """The names of the routines that multiply this dtype here; torch's is always among them.
@@ -61,9 +63,9 @@ def ways(dtype: torch.dtype) -> list[str]:
     numpy's is left out where torch was told to use fewer threads than there are processors: it would not obey.
     """
     found = ["torch"]
-    if dtype in (torch.float32, torch.float64) and torch.get_num_threads() >= (os.cpu_count() or 1):
+    if dtype in _TAKES["numpy"] and torch.get_num_threads() >= (os.cpu_count() or 1):
         found.append("numpy")
-    if dtype == torch.float32 and _onednn() is not None:
+    if dtype in _TAKES["onednn"] and _onednn() is not None:
         found.append("onednn")
     return found
 
@@ -71,9 +73,9 @@ def ways(dtype: torch.dtype) -> list[str]:
 def matmul(a: Tensor, b: Tensor, way: str = "torch") -> Tensor:
     """A: (..., M, K), B: (..., K, N) -> (..., M, N) of one dtype, by the routine of that name where it applies.
 
-    Stacks on the right and empty operands go to torch.
+    Stacks on the right, empty operands and dtypes that the routine does not know go to torch.
     """
-    if way != "torch" and (b.ndim > 2 or not a.numel() or not b.numel()):
+    if way != "torch" and (b.ndim > 2 or a.dtype not in _TAKES[way] or not a.numel() or not b.numel()):
         way = "torch"
     return WAYS[way](a, b)
 

@@ -617,6 +617,7 @@ def test_bench_amm_measures_the_selector_and_every_shipped_scheme_of_a_rank(
 
     monkeypatch.setattr(calibrate, "cache_dir", lambda: tmp_path)
     monkeypatch.setattr(calibrate, "SIZES", {"cpu": (16, 32)})
+    monkeypatch.setattr(calibrate, "ENCODED", {"cpu": 64})
     monkeypatch.setattr(calibrate, "SETTLE", 0.0)
     calibrate._rates.cache_clear()
     result = run("bench", "amm", "--sizes", "48,70", "--schemes", "7", "--repeats", "2", "--json")

@@ -353,7 +353,10 @@ def test_amm_takes_the_dense_product_that_is_fastest(monkeypatch: pytest.MonkeyP
     called = []
     monkeypatch.setattr(calibrate, "rates", rates)
     monkeypatch.setattr(dispatch, "SMALL", 0.0)
-    monkeypatch.setattr(dense, "WAYS", {"onednn": lambda a, b: called.append(a.shape) or a @ b})
+    monkeypatch.setitem(dense.WAYS, "onednn", lambda a, b: called.append(a.shape) or a @ b)
     a, b = torch.ones(3, 4), torch.ones(4, 5)
     assert torch.equal(amm(a, b), torch.full((3, 5), 4.0))
+    assert called == [(3, 4)]
+    assert torch.equal(amm(a * 1j, b * 1j), torch.full((3, 5), -4.0 + 0j))  # which it does not multiply
+    assert torch.equal(amm(a, b, out_dtype="fp64"), torch.full((3, 5), 4.0, dtype=torch.float64))
     assert called == [(3, 4)]

@@ -154,6 +154,9 @@ def test_every_dense_way_gives_the_product() -> None:
                 torch.testing.assert_close(c.double(), (left.double() @ right.double()).to(dtype).double())
             assert dense.matmul(x[:0], y, way).shape == (0, 20, 10)
     assert dense.ways(torch.bfloat16) == ["torch"]
+    for other in (torch.float16, torch.complex64):  # not theirs: torch's
+        for way in dense.WAYS:
+            assert torch.equal(dense.matmul(a[0].to(other), b.to(other), way), (a[0] @ b).to(other))
 
 
 @pytest.mark.parametrize("bad", [0, -1, True, 1.5, "1G"])

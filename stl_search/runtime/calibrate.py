@@ -38,6 +38,7 @@ NUMPY_FROM = 2048
 REPEATS = 5
 LONG = 0.1  # seconds; runs that take longer are repeated less
 SLICES = 4
+ENCODED = {"cpu": 4096}  # side of the matrix whose encoding is timed: beyond the caches
 SETTLE = 0.2  # seconds after which the threads of a numeric library have stopped spinning and hinder no other
 FORMAT = 6  # of the file; what was written by another is measured anew
 
@@ -152,6 +153,8 @@ def measure(device: str, dtype: str) -> Rates:
             multiply = dense.matmul if place.type == "cpu" else _elsewhere
             ways = _ways(kind, place, size)
             speeds = {way: flops / _seconds(partial(multiply, a, b, way), place) for way in ways}
+            if "numpy" in ways:
+                time.sleep(SETTLE)
             chosen.append(max(speeds, key=lambda way: speeds[way]))
             dense_curve.append((float(size), speeds[chosen[-1]]))
             if size == sizes[-1] or (place.type == "cpu" and size > LARGEST_SLICE):
@@ -176,7 +179,8 @@ def _ways(kind: torch.dtype, place: torch.device, size: int) -> list[str]:
     for products that take long themselves."""
     if place.type != "cpu":
         return ["torch"]
-    return [way for way in dense.ways(kind) if way != "numpy" or size >= NUMPY_FROM]
+    found = sorted(dense.ways(kind), key=lambda way: way == "numpy")  # last
+    return [way for way in found if way != "numpy" or size >= NUMPY_FROM]
 
 
 def _elsewhere(a: torch.Tensor, b: torch.Tensor, way: str) -> torch.Tensor:
@@ -185,7 +189,7 @@ def _elsewhere(a: torch.Tensor, b: torch.Tensor, way: str) -> torch.Tensor:
 
 def _encoding(kind: torch.dtype, place: torch.device) -> tuple[float, float]:
     """(bytes a second, multiply-adds a second) of encoding, from a sparse and a dense encoder of one size."""
-    size = 4096 if place.type == "cpu" else 8192  # beyond the caches
+    size = ENCODED.get(place.type, 8192)
     wide = torch.float64 if kind == torch.float64 else torch.float32
     x = torch.randn(size, size, device=place).to(kind)
     light = torch.zeros(4, 2, 2, dtype=wide)
@@ -215,7 +219,6 @@ def _seconds(run: Callable[[], Any], place: torch.device) -> float:
             torch.cuda.synchronize(place)
         return (time.perf_counter() - start) / times
 
-    time.sleep(SETTLE)
     once(1)
     first = once(1)
     times = max(1, min(100, int(2e-4 / max(first, 1e-7))))
