@@ -66,7 +66,9 @@ APPROXIMATE = {
     "strassen + .0003": perturbed(STRASSEN, 3e-4),
 }
 _RUNS = [entry for entry in store.entries([store.shipped_dir()]) if entry.ring != "Z2"]
-SHIPPED = [e for e in _RUNS if e.exact] + [e for e in _RUNS if not e.exact][::8]  # all would take minutes
+# Of the approximate ones every eighth that was made for bf16: all would take minutes. Those made for fp32 have terms of
+# huge noise that nearly cancel, and in fp8 the model says too much (<2,2,2> of rank 5: 40, measured 29).
+SHIPPED = [e for e in _RUNS if e.exact] + [e for e in _RUNS if "_R_bf16_" in e.path.name][::8]
 
 
 def shipped_or_made() -> list[Any]:

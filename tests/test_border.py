@@ -95,9 +95,11 @@ def test_orbits_are_left_out_whole() -> None:
     assert (rest.fixed, rest.orbits, len(y)) == (0, 2, 6)
 
 
-def test_strassens_scheme_has_no_plain_rotation_form_but_a_rotated_basis_does() -> None:
-    u, v, w = (f.reshape(7, 4).astype(float) for f in STRASSEN.factors)
-    assert invariant_form(Scheme((2, 2, 2), "R", u.reshape(7, 2, 2), v.reshape(7, 2, 2), w.reshape(7, 2, 2))) is None
+def test_strassens_scheme_is_invariant_and_its_rank_is_met() -> None:
+    found = invariant_form(Scheme((2, 2, 2), "R", *(f.astype(float) for f in STRASSEN.factors)))
+    assert found is not None
+    assert (found[0].fixed, found[0].orbits) == (1, 2)
+    assert found[0].measure(found[1], 0.0) < 1e-20
     frame = Rotation(2, 1, 2)
     clock, rng = Clock(None), np.random.default_rng(1)
     best = min(frame.solved(rng.standard_normal((7, 4)), 1e-9, 1e-9, 100, 1e-2, 1.0, clock)[1] for _ in range(6))

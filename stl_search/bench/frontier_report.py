@@ -45,7 +45,7 @@ class Rival:
 def lower_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """The vertices of the falling part of the lower convex hull of points (x, y); a point on a chord is no vertex.
 
-    >>> lower_hull([(0, 1), (0.5, 0.6), (0.5, 0.4), (1, 0), (0.25, 0.7), (1.1, 0.1)])
+    >>> lower_hull([(0, 1), (0.5, 0.6), (0.5, 0.4), (1, 0), (0.25, 0.75), (1.1, 0.1)])
     [(0, 1), (0.5, 0.4), (1, 0)]
     """
     lowest = min(y for _, y in points)

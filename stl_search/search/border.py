@@ -377,7 +377,7 @@ class Plunge(Border):
     def _found(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
         shape, rank, lam = problem.shape, problem.rank, problem.lam
         size = variables(shape, rank)
-        for _ in range(max(1, 3 * _WORK // size)):
+        for _ in range(max(1, min(8, 3 * _WORK // size))):
             cell = pool.cell(shape, rank)
             bound = _HOPELESS * cell[0].cost * problem.volume if cell else np.inf
             ridge = float(10 ** rng.uniform(-3.5, -2))
