@@ -181,7 +181,7 @@ def _cubes(n: int, reverse: bool, rng: np.random.Generator) -> list[Term]:
     """
     blocks: list[list[int]]
     if not reverse:
-        blocks = _blocks(list(range(n)), rng) if rng.random() < (0.9 if n < 5 else 0.98) else []
+        blocks = _blocks(list(range(n)), rng) if rng.random() < 0.9 else []
     else:
         blocks = []
         for part in _blocks(list(range((n + 1) // 2)), rng):

@@ -32,17 +32,15 @@ MAX_SIDE = 8  # a factor of 8 x 8 entries fills a word
 _SHARE = 300.0  # of the jobs: others take a minute each at sizes where this one is done in seconds, and answers wait
 _FLIPS = 60_000_000  # of a job at most: a few seconds
 _IDLE = 12_000_000  # of them without a lower rank end a job
-_SETTLED = 64  # mkn up to which that is enough; above, both grow with its square
+_SETTLED = 64  # mkn up to which that is enough on oblong shapes; above, both grow with its square
 _CHUNK = 2_000_000  # between two looks at the clock
 _GROWTH = 2_000_000  # for each shape on the way from a small one
 _LOOKED_AT = 40  # schemes of the pool, for a symmetry
-_LEVEL = 0.8  # how often those are preferred that whole orbits lead from to the asked rank
 _BEST = 6  # ternary schemes of the pool among which one is chosen
 _BASES = 3  # in which a scheme is lifted
 _LIFTS = 6  # attempts a job, each on another scheme of the rank
 _BETWEEN_LIFTS = 100_000  # flips
 _TERNARY = 0.1  # of the jobs without symmetry, where the ring is not Z2
-_LARGE = 5  # side from which plain walks on square shapes hardly come down
 _SYMMETRIES = {"cyclic": 8, "cyclic+reverse": 1, "transpose": 0.5, "reverse": 0.5}  # how often each is drawn
 
 
@@ -104,7 +102,8 @@ class FlipGraph:
             patience, margin = int(10 ** rng.uniform(3.0, 4.7)), int(rng.choice([1, 2, 2, 3]))
         done = lifts = idle = 0
         lowest = walk.best_rank
-        scale = max(1.0, problem.volume / _SETTLED) ** 2
+        square = len(set(shape)) == 1  # there other starts serve better than longer walks
+        scale = 1.0 if square else max(1.0, problem.volume / _SETTLED) ** 2
         budget, resting = int(_FLIPS * scale), int(_IDLE * scale)
         while done < budget and idle < resting and not clock.expired():
             goal = 0 if lifts else target
@@ -135,9 +134,6 @@ class FlipGraph:
             material = _material(pool, problem.shape)[:_LOOKED_AT]
             found = {s.id: flip_starts.orbits_of(terms_of(s), group) for s in material}
             kept = [s for s in material if found[s.id]]
-            level = [s for s in kept if (s.rank - problem.rank) % group.order == 0]
-            if level and rng.random() < _LEVEL:
-                kept = level
             if kept:
                 known = found[_picked(kept, rng).id]
                 if known is not None and len(known[0]):
@@ -235,8 +231,7 @@ def _allowed(symmetry: str, shape: Shape) -> bool:
 def _drawn(shape: Shape, rng: np.random.Generator) -> str:
     """The symmetry of a job that was asked for none: often one on square shapes, seldom elsewhere, mostly empty."""
     square = len(set(shape)) == 1
-    share = (0.9 if shape[0] >= _LARGE else 0.5) if square else 0.05
-    if rng.random() >= share:
+    if rng.random() >= (0.5 if square else 0.05):
         return ""
     choices = [name for name in _SYMMETRIES if _allowed(name, shape)]
     weights = np.array([_SYMMETRIES[name] for name in choices])
