@@ -18,6 +18,7 @@ import torch
 
 from stl_search import __version__, score
 from stl_search.catalog import store
+from stl_search.errors import UsageError
 from stl_search.kernels import dense
 from stl_search.kernels.plan import Plan, torch_dtype
 from stl_search.runtime import calibrate
@@ -45,14 +46,18 @@ def environment() -> dict[str, Any]:
 def rows(sizes: Sequence[int], dtype: str = "fp32", repeats: int = 5, schemes: str = "all") -> Iterator[dict[str, Any]]:
     """For each size n: the open exact selector on n x n x n, then the shipped schemes, without and with B pre-encoded.
 
-    ``schemes`` is "all" (of the shipped catalog), "none", or a rank. ``ratio`` is dense time over the row's, above 1
-    where the row is faster: quantiles over the pairs of runs.
+    ``schemes`` is "all" (of the shipped catalog), "none", or ranks and first 8 or more digits of ids, with commas
+    between. ``ratio`` is dense time over the row's, above 1 where the row is faster: quantiles over the pairs of runs.
+    Raises UsageError where nothing shipped has such a rank or id.
     """
     entries = [e for e in store.entries([store.shipped_dir()]) if e.ring not in ("Z2", "C")]
     if schemes == "none":
         entries = []
     elif schemes != "all":
-        entries = [e for e in entries if e.rank == int(schemes)]
+        wanted = schemes.split(",")
+        entries = [e for e in entries if any(x == str(e.rank) or (len(x) >= 8 and e.id.startswith(x)) for x in wanted)]
+        if not entries:
+            raise UsageError(f"no shipped scheme that can be run has a rank or an id of {schemes!r:.60}")
     entries.sort(key=lambda e: (math.prod(e.shape), e.shape, -e.rank))
     for n in sizes:
         case = _Case(n, dtype, repeats)
