@@ -259,17 +259,19 @@ def _calibrated(
     """``discover --calibrate``: one process, its own search; ends the command."""
     from stl_search.search.calibrated import calibrated, read_matrix
 
-    unfit = [f"--{name}" for name in ("strategies", "symmetry", "given") if options[name]]
-    if options["ring"] != "R" or unfit:
-        raise UsageError(
-            f"--calibrate searches over R with a strategy of its own: leave out {', '.join(unfit) or '--ring'}"
-        )
+    others = {"strategies": "--strategy", "symmetry": "--symmetry", "given": "--start", "workers": "--workers"}
+    unfit = [flag for name, flag in (*others.items(), ("fresh", "--fresh")) if options[name]]
+    unfit += ["--ring"] if options["ring"] != "R" else []
+    if unfit:
+        raise UsageError(f"--calibrate is a search of its own, over R, in one process: leave out {', '.join(unfit)}")
     words = ["stl-search", "discover", "--shape", ",".join(map(str, shape)), "--rank", str(rank)]
     words += ["--dtype", options["dtype"], "--seed", str(options["seed"]), "--layout", layout]
+    words += ["--starts", options["starts"]] if options["starts"] != "none" else []
     words += ["--steps", str(steps)] if steps is not None else ["--time", str(time_ or 60.0)]
     found = calibrated(
         shape, rank, *map(read_matrix, files), dtype=options["dtype"], time=time_, steps=steps, seed=options["seed"],
-        layout=layout, out=options["out"], command=shlex.join([*words, "--calibrate", *map(os.path.basename, files)]),
+        layout=layout, starts=options["starts"], out=options["out"],
+        command=shlex.join([*words, "--calibrate", *map(os.path.basename, files)]),
     )  # fmt: skip
     if as_json:
         _print_json(found)

@@ -114,6 +114,12 @@ def test_structured_data_are_served_better_than_by_the_universal_scheme(
     record = json.loads(Path(found["path"]).read_text())["provenance"]
     assert record["calibration"]["layout"] == "tile"
     assert "--calibrate a.npy b.npy" in record["command"]
+    # nothing of a catalog is built upon unless that is asked for: the universal scheme stands beside, for comparison
+    assert record["starts"] == []
+    begun = json.loads(CliRunner().invoke(main, [*words, "--starts", "catalog"]).stdout)
+    record = json.loads(Path(begun["path"]).read_text())["provenance"]
+    assert record["starts"] == [found["universal"]]
+    assert "--starts catalog" in record["command"]
 
 
 def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:
@@ -130,8 +136,15 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", np.zeros(3))
     with pytest.raises(FormatError, match="1 dimensions"):
         read_matrix(tmp_path / "y.npy")
-    words = ["discover", "--tile", "2", "--rank", "7", "--ring", "ZT", "--calibrate", "a", "b"]
-    assert CliRunner().invoke(main, words).exit_code == 2
+    for options, named in ((["--ring", "ZT"], "--ring"), (["--start", "x"], "--start"), (["--workers", "2"], "--work")):
+        refused = CliRunner().invoke(
+            main, ["discover", "--tile", "2", "--rank", "7", *options, "--calibrate", "a", "b"]
+        )
+        assert refused.exit_code == 2
+        assert named in refused.stderr
+    for wrong in ({"steps": 0}, {"time": -1.0}, {"starts": "mine"}):
+        with pytest.raises(UsageError, match=next(iter(wrong))):
+            calibrated((2, 2, 2), 4, a, b, **wrong)
 
 
 def test_safetensors_are_read(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from stl_search.catalog import store
 from stl_search.decompose import Floats
 from stl_search.errors import CatalogError, FormatError, UsageError
 from stl_search.scheme import Scheme, Shape, matmul_tensor, parse_shape
+from stl_search.search.problem import STARTS
 
 __all__ = ["LAYOUTS", "Calibration", "calibrated", "fit", "measured", "moments", "read_matrix", "tiles"]
 
@@ -219,6 +220,7 @@ def calibrated(
     steps: int | None = None,
     seed: int = 0,
     layout: str = "block",
+    starts: str = "none",
     out: str | os.PathLike[str] | None = None,
     command: str = "",
     progress: Callable[[int, float], None] | None = None,
@@ -226,31 +228,39 @@ def calibrated(
     """Search for a scheme of <m,k,n> and rank r for data like A and B; the object that ``discover --json`` prints.
 
     The second half of A's rows is kept back, and measured with the scheme found and with the best universal one of
-    the catalogs (``held_out``, ``held_out_universal``). Starts are that universal scheme, and random ones, ``steps`` of
-    them or as many as ``time`` allows. The scheme goes to ``out`` through ``catalog.add``.
+    the catalogs (``held_out``, ``held_out_universal``). Starts are random, ``steps`` of them or as many as ``time``
+    allows; with ``starts`` "shipped" or "catalog" the best universal scheme there is the first one. The scheme goes to
+    ``out`` through ``catalog.add``. Raises UsageError for what makes no sense and for data that do not fit.
     """
     shape = parse_shape(shape)
     m, k, n = shape
     score.check_dtype(dtype)
     if not 1 <= rank <= m * k * n:
         raise UsageError(f"rank is {rank}, must be 1 to {m * k * n}")
+    if steps is not None and steps < 1:
+        raise UsageError(f"steps is {steps}, must be >= 1")
+    if time is not None and not (time > 0 and math.isfinite(time)):
+        raise UsageError(f"time is {time}, must be a positive number of seconds")
+    if starts not in STARTS:
+        raise UsageError(f"unknown starts {starts!r:.40}; known: {', '.join(STARTS)}")
     lam = 2 * score.relative_rounding(dtype) ** 2
     half = a.shape[0] // (2 * m) * m
     if half < m or a.shape[1] < k or b.shape[1] < n:
         raise UsageError(f"A {a.shape} and B {b.shape} are too small for tiles of <{m},{k},{n}>, with half kept back")
     calibration = Calibration.of(shape, a[:half], b, layout)
     began, rng = monotonic(), np.random.default_rng(seed)
-    universal: Scheme | None = None
-    with contextlib.suppress(CatalogError):
-        universal = store.scheme_of(store.best(shape, max_rank=rank, dtype=dtype), shape)
+    universal = _universal(shape, rank, dtype, None)
+    start = universal
+    if starts != "catalog":
+        start = None if starts == "none" else _universal(shape, rank, dtype, [store.shipped_dir()])
     best: Scheme | None = None
     value, tried = math.inf, 0
     while (steps is not None and tried < steps) or (
         steps is None and (not tried or monotonic() - began < (time or 60))
     ):
-        if tried == 0 and universal is not None:
-            u, v, _ = (f.reshape(universal.rank, -1).astype(np.float64) for f in universal.as_float())
-            more = [0.1 * rng.standard_normal((rank - universal.rank, f.shape[1])) for f in (u, v)]
+        if tried == 0 and start is not None:
+            u, v, _ = (f.reshape(start.rank, -1).astype(np.float64) for f in start.as_float())
+            more = [0.1 * rng.standard_normal((rank - start.rank, f.shape[1])) for f in (u, v)]
             u, v = np.vstack([u, more[0]]), np.vstack([v, more[1]])
         else:
             u, v = (rng.standard_normal((rank, size)) @ np.linalg.inv(root)
@@ -271,7 +281,7 @@ def calibrated(
         "seed": seed,
         "steps": tried,
         "version": __version__,
-        "starts": [] if universal is None else [universal.id],
+        "starts": [] if start is None else [start.id],
         "calibration": {
             "layout": layout,
             "A": _digest(a),
@@ -303,6 +313,13 @@ def calibrated(
         "held_out_universal": None if universal is None else measured(universal, rest, b, dtype, layout),
         "universal": None if universal is None else universal.id,
     }
+
+
+def _universal(shape: Shape, rank: int, dtype: str, dirs: list[Path] | None) -> Scheme | None:
+    """The scheme of at most that rank with least error at the dtype on independent entries, if there is one."""
+    with contextlib.suppress(CatalogError):
+        return store.scheme_of(store.best(shape, max_rank=rank, dtype=dtype, dirs=dirs), shape)
+    return None
 
 
 def _digest(x: Floats) -> str:
