@@ -65,10 +65,8 @@ APPROXIMATE = {
     "strassen + .001": perturbed(STRASSEN, 1e-3),
     "strassen + .0003": perturbed(STRASSEN, 3e-4),
 }
-_RUNS = [entry for entry in store.entries([store.shipped_dir()]) if entry.ring != "Z2"]
-# Of the approximate ones every eighth that was made for bf16: all would take minutes. Those made for fp32 have terms of
-# huge noise that nearly cancel, and in fp8 the model says too much (<2,2,2> of rank 5: 40, measured 29).
-SHIPPED = [e for e in _RUNS if e.exact] + [e for e in _RUNS if "_R_bf16_" in e.path.name][::8]
+SHIPPED = [entry for entry in store.entries([store.shipped_dir()]) if entry.ring != "Z2"]
+NOISE = 10.0  # predicted error in fp8 above which a result is noise, of terms made for fp32 that nearly cancel
 
 
 def shipped_or_made() -> list[Any]:
@@ -125,6 +123,9 @@ def test_measured_error_agrees_with_the_prediction(what: Any, dtype: str) -> Non
     found, ratio = measured(scheme, plan)
     if plan.error_dominates:
         assert found == pytest.approx(plan.predicted_error, rel=0.03)
+    elif dtype == "fp8_e4m3" and plan.predicted_error > NOISE:
+        # Slices that are nearly multiples of each other round alike, and much of it cancels: no more than predicted.
+        assert 1 < found <= 1.15 * plan.predicted_error
     elif dtype in ("fp8_e4m3", "bf16", "fp16"):
         assert 0.8 <= found / plan.predicted_error <= 1.15
     elif not is_complex:
