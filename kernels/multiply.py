@@ -7,15 +7,13 @@ of rows of A: encode, r products, decode. What lies between never leaves the las
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from functools import lru_cache
 
 import numpy as np
 import torch
 
 from stl_search.errors import UsageError
 from stl_search.kernels import cpu, dense
-from stl_search.kernels.plan import Plan, dtype_name, torch_dtype, wider
+from stl_search.kernels.plan import Plan, dtype_name, torch_dtype, wider, with_out
 
 __all__ = ["CHUNK", "applies", "encode", "least_workspace", "multiply"]
 
@@ -256,15 +254,18 @@ def _nested(
     p = scratch("products", (len(a_hat), height, width), work)
     for q in range(len(p)):
         left, right = a_hat[q], b_hat[q]
-        multiply(left, right, replace_out(plan), height, width, levels=levels - 1, out=p[q], scratch=scratch.inner())
+        multiply(
+            left,
+            right,
+            with_out(plan, plan.compute),
+            height,
+            width,
+            levels=levels - 1,
+            out=p[q],
+            scratch=scratch.inner(),
+        )
     kept = scratch.convert("kept products", p, torch_dtype(plan.product))
     cpu.decode_into(kept, _factor(plan), plan.layout, out)
-
-
-@lru_cache(maxsize=256)
-def replace_out(plan: Plan) -> Plan:
-    """The plan whose result keeps the precision of the sums."""
-    return replace(plan, out=plan.compute)
 
 
 def _work(plan: Plan) -> torch.dtype:

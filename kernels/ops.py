@@ -191,21 +191,6 @@ def amm(
 
     Encoded operands are kept in ``stored``, products in ``products``; nothing between is kept for the gradient.
     """
-    return _whole(a, b, u, v, w, layout, stored, products, dtype)
-
-
-def _whole(
-    a: Tensor,
-    b: Tensor,
-    u: Tensor,
-    v: Tensor,
-    w: Tensor,
-    layout: str,
-    stored: torch.dtype,
-    products: torch.dtype,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The same by the three operators, differentiable throughout."""
     p = product(encode(a, u, layout, stored), encode(b, v, layout, stored), products)
     c: Tensor = decode(p, w, a.shape[-2], b.shape[-1], layout, dtype)
     return c

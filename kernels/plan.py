@@ -7,8 +7,8 @@ C_ac = sum_q w[q,a,c] P[q]          A_ab: the m x k grid of blocks of A, or its 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from stl_search.scheme import Array, Scheme
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LAYOUTS", "Plan", "dtype_name", "numpy_dtype", "torch_dtype", "wider"]
+__all__ = ["LAYOUTS", "Plan", "dtype_name", "numpy_dtype", "torch_dtype", "wider", "with_out"]
 
 LAYOUTS = ("block", "tile")
 
@@ -237,3 +237,9 @@ class Plan:
     def _rounding(self, name: str) -> float:
         """d of a result that leaves ``compute`` for ``name``."""
         return 0.0 if wider(name, self.compute) == name else score.relative_rounding(name)
+
+
+@lru_cache(maxsize=256)
+def with_out(plan: Plan, out: str) -> Plan:
+    """The same plan with another output precision; made once."""
+    return replace(plan, out=out)

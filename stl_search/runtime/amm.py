@@ -17,7 +17,7 @@ import torch
 
 from stl_search.errors import UsageError
 from stl_search.kernels import dense, multiply, ops, reference
-from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype, wider
+from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype, wider, with_out
 from stl_search.runtime.dispatch import (
     DEFAULT,
     REMEMBERED,
@@ -27,7 +27,6 @@ from stl_search.runtime.dispatch import (
     choose,
     explain,
     request_of,
-    with_out,
 )
 from stl_search.runtime.estimate import guarded
 from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to_kind

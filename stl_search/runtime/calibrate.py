@@ -1,6 +1,6 @@
 """What this machine does: speeds of dense products, of products of slices, and of encoding, measured once and kept.
 
-``rates`` gives them for a device and a precision: the first call measures for a second or two and writes a small JSON
+``rates`` gives them for a device and a precision: the first call measures for some seconds and writes a small JSON
 file among the user's caches; a file is used as long as processor, libraries and number of threads stay the same.
 """
 
@@ -137,7 +137,7 @@ def _machine(device: str, threads: int) -> str:
 
 
 def measure(device: str, dtype: str) -> Rates:
-    """The speeds, measured now; a second or two of work."""
+    """The speeds, measured now; some seconds of work."""
     kind = torch_dtype(dtype)
     place = torch.device(device)
     with torch.no_grad(), torch.inference_mode(False):

@@ -21,7 +21,7 @@ import numpy as np
 from stl_search import score
 from stl_search.catalog import store
 from stl_search.errors import NotFoundError, StlError, UsageError
-from stl_search.kernels.plan import Plan, dtype_name, wider
+from stl_search.kernels.plan import Plan, dtype_name, wider, with_out
 from stl_search.runtime import calibrate
 from stl_search.scheme import Scheme, Shape
 
@@ -40,7 +40,6 @@ __all__ = [
     "plan_for",
     "request_of",
     "scheme_seconds",
-    "with_out",
 ]
 
 DEFAULT = "catalog:best"
@@ -191,12 +190,6 @@ def _load(encoder: Any, selector: store.Selector | None, dtype: str) -> Scheme:
 def plan_for(scheme: Scheme, dtype: str, out: str, is_complex: bool, device: str, product: str = "") -> Plan:
     """The plan that runs a scheme on operands of that dtype; made once."""
     return Plan(scheme, dtype, product, out, complex=is_complex, device=device)
-
-
-@lru_cache(maxsize=256)
-def with_out(plan: Plan, out: str) -> Plan:
-    """The same plan with another output precision; made once."""
-    return replace(plan, out=out)
 
 
 def choose(request: Request, problem: Problem, out: str | None = None) -> Explanation:

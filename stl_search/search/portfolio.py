@@ -29,7 +29,6 @@ from stl_search.search.problem import Entry, Pool, Problem, cost
 __all__ = ["Progress", "Result", "discover"]
 
 _ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package: a checkout, or site-packages
-_TIE = 1e-6  # a find must have E below the line 1 - r/(mkn) by more than this
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
@@ -86,7 +85,7 @@ class Result:
     @property
     def truncation(self) -> bool:
         """Whether the scheme only ties the line."""
-        return self.E is not None and not self.problem.exact and abs(self.E - self.line) <= _TIE and self.line > 0
+        return self.E is not None and not self.problem.exact and abs(self.E - self.line) <= store.TIE and self.line > 0
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that ``stl-search discover --json`` prints."""
@@ -402,7 +401,7 @@ class _Run:
         e = verify(kept).E
         assert e is not None
         line = score.line(problem.shape, problem.rank)
-        found = e < line - _TIE or e == 0.0 or (line == 0.0 and e <= _TIE)
+        found = e < line - store.TIE or e == 0.0 or (line == 0.0 and e <= store.TIE)
         error = score.error(kept, problem.dtype)
         reason = "" if found else "no better than keeping r of the mkn elementary products"
         kappa = score.noise_gain(kept)
