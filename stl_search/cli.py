@@ -381,7 +381,7 @@ def campaign_(
     from stl_search.search.campaign import campaign
 
     done = None
-    with _watched() as watch:
+    with _watched(_campaign_find, _campaign_table) as watch:
         try:
             options = {"ring": ring, "time": time_, "seed": seed, "workers": workers, "out": out, "fresh": fresh}
             done = campaign(shapes, progress=watch, **options)  # type: ignore[arg-type]
@@ -395,15 +395,16 @@ def campaign_(
 
 
 @contextmanager
-def _watched() -> Iterator[Callable[[Campaign], None]]:
-    """Shows a campaign as it goes: a live table on a terminal's stderr, elsewhere a line for each find."""
+def _watched(
+    line: Callable[[Any, dict[str, Any]], str], table: Callable[[Any], Table]
+) -> Iterator[Callable[[Any], None]]:
+    """Shows a long search as it goes: a live table on a terminal's stderr, elsewhere a line for each find."""
     shown: int | None = None  # finds of earlier runs are not told again
 
-    def tell(state: Campaign) -> None:
+    def tell(state: Any) -> None:
         nonlocal shown
         for find in state.finds[len(state.finds) if shown is None else shown :]:
-            before = "" if find["from"] is None else f", from {find['from']}"
-            _say(f"{_name(find['shape'])} rank {find['rank']} over {state.ring}{before}, at {find['at']:.0f} s")
+            _say(line(state, find))
         shown = len(state.finds)
 
     if not sys.stderr.isatty():
@@ -413,7 +414,12 @@ def _watched() -> Iterator[Callable[[Campaign], None]]:
     from rich.live import Live
 
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
-        yield lambda state: live.update(_campaign_table(state), refresh=True)
+        yield lambda state: live.update(table(state), refresh=True)
+
+
+def _campaign_find(state: Campaign, find: dict[str, Any]) -> str:
+    before = "" if find["from"] is None else f", from {find['from']}"
+    return f"{_name(find['shape'])} rank {find['rank']} over {state.ring}{before}, at {find['at']:.0f} s"
 
 
 def _campaign_table(state: Campaign) -> Table:
@@ -483,7 +489,7 @@ def frontier_(
     wanted = _shape(shape, tile)
     assert wanted is not None
     done = None
-    with _frontier_watched() as watch:
+    with _watched(_frontier_find, _frontier_table) as watch:
         try:
             done = frontier(
                 wanted, dtype=dtype, time=time_, ranks=ranks, seed=seed, workers=workers, out=out, fresh=fresh,
@@ -498,26 +504,9 @@ def frontier_(
         _console().print(_frontier_table(done))
 
 
-@contextmanager
-def _frontier_watched() -> Iterator[Callable[[Frontier], None]]:
-    """Shows a frontier search as it goes: a live table on a terminal's stderr, elsewhere a line for each find."""
-    shown: int | None = None  # finds of earlier runs are not told again
-
-    def tell(state: Frontier) -> None:
-        nonlocal shown
-        for find in state.finds[len(state.finds) if shown is None else shown :]:
-            before = "" if find["from"] is None else f", from {find['from']:.5g}"
-            _say(f"rank {find['rank']} error^2 {find['error2']:.5g}{before} by {find['strategy']}, {find['at']:.0f} s")
-        shown = len(state.finds)
-
-    if not sys.stderr.isatty():
-        yield tell
-        return
-    from rich.console import Console
-    from rich.live import Live
-
-    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
-        yield lambda state: live.update(_frontier_table(state), refresh=True)
+def _frontier_find(state: Frontier, find: dict[str, Any]) -> str:
+    before = "" if find["from"] is None else f", from {find['from']:.5g}"
+    return f"rank {find['rank']} error^2 {find['error2']:.5g}{before} by {find['strategy']}, {find['at']:.0f} s"
 
 
 def _frontier_table(state: Frontier) -> Table:

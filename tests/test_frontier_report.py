@@ -10,11 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from stl_search import score, transform
-from stl_search.bench.frontier_report import frontier_report, lower_hull, random_als, rivals
+from stl_search.bench.frontier_report import frontier_report, random_als, rivals
 from stl_search.catalog import store
 from stl_search.cli import main
 from stl_search.errors import UsageError
 from stl_search.scheme import Scheme
+from stl_search.search.compositions import lower_hull
 from stl_search.testing import STRASSEN
 
 

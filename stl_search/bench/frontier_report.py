@@ -18,9 +18,9 @@ from stl_search import decompose, score
 from stl_search.catalog import store
 from stl_search.errors import UsageError
 from stl_search.scheme import Shape
-from stl_search.search.compositions import front, mark
+from stl_search.search.compositions import front, lower_hull, mark
 
-__all__ = ["SHAPES", "Rival", "frontier_report", "lower_hull", "random_als", "rivals"]
+__all__ = ["SHAPES", "Rival", "frontier_report", "random_als", "rivals"]
 
 SHAPES: tuple[Shape, ...] = (
     (2, 2, 2), (2, 2, 3), (2, 2, 4), (2, 2, 5), (2, 3, 3), (2, 4, 4), (3, 3, 3), (3, 3, 4), (4, 4, 4),
@@ -40,27 +40,6 @@ class Rival:
     name: str
     cost: float
     error2: float
-
-
-def lower_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The vertices of the falling part of the lower convex hull of points (x, y); a point on a chord is no vertex.
-
-    >>> lower_hull([(0, 1), (0.5, 0.6), (0.5, 0.4), (1, 0), (0.25, 0.75), (1.1, 0.1)])
-    [(0, 1), (0.5, 0.4), (1, 0)]
-    """
-    lowest = min(y for _, y in points)
-    points = [p for p in points if p[0] <= min(x for x, y in points if y == lowest)]
-    hull: list[tuple[float, float]] = []
-    for x, y in sorted(set(points)):
-        if hull and hull[-1][0] == x:
-            continue  # the lowest of an x comes first
-        while len(hull) > 1:
-            (x1, y1), (x2, y2) = hull[-2:]
-            if (y2 - y1) * (x - x1) < (y - y1) * (x2 - x1):
-                break
-            hull.pop()
-        hull.append((x, y))
-    return hull
 
 
 def rivals(rng: np.random.Generator, side: int = _SIDE) -> list[Rival]:

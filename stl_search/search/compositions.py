@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -20,7 +20,7 @@ from stl_search.catalog import store
 from stl_search.scheme import Scheme, Shape, parse_shape
 from stl_search.search.compose import Operation, splits
 
-__all__ = ["Made", "Mark", "built", "front", "joined", "mark", "pareto", "written"]
+__all__ = ["Made", "Mark", "built", "front", "joined", "lower_hull", "mark", "pareto", "parts_for", "written"]
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,8 @@ def _sorted(shape: Shape) -> Shape:
     return parse_shape(sorted(shape))
 
 
-def pareto(shape: Shape, dtype: str, count: int, dirs: Iterable[str | os.PathLike[str]] | None = None) -> list[Mark]:
-    """At most ``count`` of the best compositions of catalog entries for <m,k,n>: none has less rank and less error.
-
-    The vertices of their lower convex hull come first, then those between, evenly over the ranks.
-    """
-    lam = 2 * score.relative_rounding(dtype) ** 2
+def parts_for(shape: Shape, dtype: str, dirs: Iterable[str | os.PathLike[str]] | None = None) -> list[Mark]:
+    """Marks of the catalog entries that a composition for <m,k,n> may use: of each smaller shape and rank the best."""
     own = sorted(shape)
     best: dict[tuple[tuple[int, ...], int], store.Entry] = {}
     for entry in store.candidates(ring="R", dirs=dirs):
@@ -177,28 +173,48 @@ def pareto(shape: Shape, dtype: str, count: int, dirs: Iterable[str | os.PathLik
         key = (tuple(sides), entry.rank)
         if fits and (key not in best or entry.error(dtype) < best[key].error(dtype)):
             best[key] = entry
+    return [mark(store.scheme_of(entry)) for entry in best.values()]
+
+
+def pareto(shape: Shape, dtype: str, count: int, dirs: Iterable[str | os.PathLike[str]] | None = None) -> list[Mark]:
+    """At most ``count`` of the best compositions of catalog entries for <m,k,n>: none has less rank and less error.
+
+    The vertices of their lower convex hull come first, then those between, evenly over the ranks.
+    """
+    lam = 2 * score.relative_rounding(dtype) ** 2
     found: list[Mark] = []
-    for one in front(shape, [mark(store.scheme_of(e)) for e in best.values()], lam, own=False):
+    for one in front(shape, parts_for(shape, dtype, dirs), lam, own=False):
         if one.leaves() and (not found or one.cost(lam) < found[-1].cost(lam) * (1 - 1e-6)):
             found.append(one)
     if len(found) <= count:
         return found
-    corners: list[int] = []
-    for i, one in enumerate(found):  # the lower hull, by index
-        while len(corners) > 1:
-            a, b = (found[j] for j in corners[-2:])
-            cross = (b.cost(lam) - a.cost(lam)) * (one.rank - a.rank) - (one.cost(lam) - a.cost(lam)) * (
-                b.rank - a.rank
-            )
-            if cross < 0:
-                break
-            corners.pop()
-        corners.append(i)
-    chosen = set(corners[:count])
+    corners = {rank for rank, _ in lower_hull([(one.rank, one.cost(lam)) for one in found])}
+    chosen = set([i for i, one in enumerate(found) if one.rank in corners][:count])
     for i in np.linspace(0, len(found) - 1, count).round().astype(int).tolist():
         if len(chosen) < count:
             chosen.add(i)
     return [found[i] for i in sorted(chosen)]
+
+
+def lower_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The vertices of the falling part of the lower convex hull of points (x, y); a point on a chord is no vertex.
+
+    >>> lower_hull([(0, 1), (0.5, 0.6), (0.5, 0.4), (1, 0), (0.25, 0.75), (1.1, 0.1)])
+    [(0, 1), (0.5, 0.4), (1, 0)]
+    """
+    lowest = min(y for _, y in points)
+    points = [p for p in points if p[0] <= min(x for x, y in points if y == lowest)]
+    hull: list[tuple[float, float]] = []
+    for x, y in sorted(set(points)):
+        if hull and hull[-1][0] == x:
+            continue  # the lowest of an x comes first
+        while len(hull) > 1:
+            (x1, y1), (x2, y2) = hull[-2:]
+            if (y2 - y1) * (x - x1) < (y - y1) * (x2 - x1):
+                break
+            hull.pop()
+        hull.append((x, y))
+    return hull
 
 
 def written(one: Mark, shape: Shape, provenance: Mapping[str, Any], out: str | os.PathLike[str]) -> str:

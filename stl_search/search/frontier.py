@@ -22,7 +22,7 @@ from stl_search.catalog import store
 from stl_search.errors import StlError, UsageError
 from stl_search.scheme import Scheme, Shape, parse_shape
 from stl_search.search.bounds import reached_rank
-from stl_search.search.compositions import Mark, front, mark
+from stl_search.search.compositions import Mark, front, parts_for
 from stl_search.search.journal import Journal
 from stl_search.search.portfolio import _cores, discover
 
@@ -191,16 +191,8 @@ class _Search:
 
     def _compositions(self) -> list[Mark]:
         """The best compositions of what the catalogs hold of smaller shapes, for every rank."""
-        own = sorted(self.state.shape)
-        best: dict[tuple[tuple[int, ...], int], store.Entry] = {}
-        for entry in store.candidates(ring="R", dirs=self.folders):
-            sides = sorted(entry.shape)
-            if sides == own or sides[0] == 1 or any(a > b for a, b in zip(sides, own, strict=True)):
-                continue
-            key = (tuple(sides), entry.rank)
-            if key not in best or self._cost(entry) < self._cost(best[key]):
-                best[key] = entry
-        return front(self.state.shape, [mark(store.scheme_of(e)) for e in best.values()], self.lam, own=False)
+        marks = parts_for(self.state.shape, self.state.dtype, self.folders)
+        return front(self.state.shape, marks, self.lam, own=False)
 
     # -- slices --------------------------------------------------------------------------------------------------------
 
@@ -262,9 +254,9 @@ class _Search:
     def _parents(self, row: Row) -> list[Scheme]:
         """What a slice begins from: the parts of a better composition; or neighbours and near parts; or nothing."""
         composed = self.composed[min(row.rank, len(self.composed) - 1)]
-        parts = list(composed.leaves())
-        if parts and (row.best is None or composed.cost(self.lam) < row.best * (1 - GAIN)):
-            return parts
+        leaves = list(composed.leaves())
+        if leaves and (row.best is None or composed.cost(self.lam) < row.best * (1 - GAIN)):
+            return leaves
         if row.failed % 4 == 1 or not self.held:
             return []
         ranks = [row.rank, row.rank + 1, row.rank - 1]
@@ -274,8 +266,8 @@ class _Search:
                 max((r for r in self.held if r < row.rank), default=0),
             ]
         found = [store.scheme_of(self.held[r], self.state.shape) for r in ranks if r in self.held]
-        if parts and row.best is not None and row.failed % 4 == 3 and composed.cost(self.lam) < row.best * _NEAR:
-            found += parts
+        if leaves and row.best is not None and row.failed % 4 == 3 and composed.cost(self.lam) < row.best * _NEAR:
+            found += leaves
         return found
 
     # -- journal -------------------------------------------------------------------------------------------------------
