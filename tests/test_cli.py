@@ -619,9 +619,9 @@ def test_bench_amm_measures_the_selector_and_every_shipped_scheme_of_a_rank(
     monkeypatch.setattr(calibrate, "SIZES", {"cpu": (16, 32)})
     monkeypatch.setattr(calibrate, "ENCODED", {"cpu": 64})
     monkeypatch.setattr(calibrate, "SETTLE", 0.0)
+    monkeypatch.setattr("stl_search.bench.amm.ENOUGH", 1e-3)
     calibrate._rates.cache_clear()
     result = run("bench", "amm", "--sizes", "48,70", "--schemes", "7", "--repeats", "2", "--json")
-    calibrate._rates.cache_clear()
     assert result.exit_code == 0
     found = json.loads(result.stdout)
     assert {"machine", "threads", "torch", "version", "rows"} <= found.keys()
@@ -632,5 +632,9 @@ def test_bench_amm_measures_the_selector_and_every_shipped_scheme_of_a_rank(
         assert row["ok"], row
         assert 0 < row["ratio"]["p20"] <= row["ratio"]["p50"] <= row["ratio"]["p80"]
         assert row["choice"]
-    for bad in (["--sizes", "12,x"], ["--schemes", "some"], ["--dtype", "fp16"]):
+    ids = sorted({row["id"] for row in found["rows"] if "id" in row})[:2]
+    named = run("bench", "amm", "--sizes", "48", "--schemes", ",".join(i[:8] for i in ids), "--repeats", "1", "--json")
+    calibrate._rates.cache_clear()
+    assert {row["id"] for row in json.loads(named.stdout)["rows"] if "id" in row} == set(ids)
+    for bad in (["--sizes", "12,x"], ["--schemes", "some"], ["--schemes", ids[0][:7]], ["--dtype", "fp16"]):
         assert run("bench", "amm", *bad).exit_code == 2
