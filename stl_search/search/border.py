@@ -25,7 +25,7 @@ from stl_search.search.problem import Entry, Pool, Problem, cost
 from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import action
 
-__all__ = ["Border", "Factors", "Plunge", "Rotation", "fading", "tightened"]
+__all__ = ["Border", "Factors", "Plunge", "Rotation", "fading", "settled", "tightened"]
 
 Factors = tuple[Floats, Floats, Floats]
 _DENSE = 1300  # unknowns up to which a Levenberg-Marquardt step on all of them takes some .05 s at most
@@ -74,6 +74,28 @@ def tightened(
 
 def fading(ridge: float, steps: int) -> Callable[[int], float]:
     return lambda i: ridge * max(0.0, 1 - i / (0.6 * steps))
+
+
+def settled(
+    shape: Shape, lam: float, batch: Batch, first: float, steps: int, ridge: float, damping: float, clock: Clock
+) -> Scheme:
+    """The scheme that a start (batch of one) becomes; L-BFGS takes the place of Newton where steps are dear."""
+    state = [batch]
+    large = sum(f.size for f in batch) > _DENSE
+
+    def solve(weight: float, iterations: int, ridge: float, damping: float) -> None:
+        if large:
+            state[0], _ = decompose.refine(shape, state[0], weight, 3 * iterations, tolerance=1e-6)
+            return
+        state[0], _ = decompose.levenberg_marquardt(
+            shape, state[0], weight, iterations, damping, fading(ridge, iterations) if ridge else None,
+            tolerance=_TOLERANCE, stop=clock.expired,
+        )  # fmt: skip
+
+    tightened(lam, first, solve, steps, ridge, damping, clock)
+    if large and not clock.expired():
+        state[0], _ = decompose.refine(shape, state[0], lam, 600)
+    return decompose.scheme_of(shape, state[0])
 
 
 @dataclass(frozen=True)
@@ -251,37 +273,15 @@ class Border:
     def _free(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Scheme:
         shape, rank, lam = problem.shape, problem.rank, problem.lam
         held = [r for r in (rank - 1, rank, rank + 1) if pool.cell(shape, r)]
-        settled = len(pool.cell(shape, rank)) >= 4
-        if not held or rng.random() < (0.15 if settled else 0.5):
+        many = len(pool.cell(shape, rank)) >= 4
+        if not held or rng.random() < (0.15 if many else 0.5):
             batch = decompose.random_batch(shape, rank, 1, rng, _SCALE)
-            return self._solved(problem, batch, _FRESH, 150, float(10 ** rng.uniform(-3.5, -2)), 1.0, clock)
+            return settled(shape, lam, batch, _FRESH, 150, float(10 ** rng.uniform(-3.5, -2)), 1.0, clock)
         factors = self._moved(problem, pool, held, rng)
         first = lam * 10 ** float(rng.uniform(-3.5, 0))
         ridge = float(rng.choice([0.0, 0.0, 1e-3, 1e-2]))
         start: Batch = (factors[0][None], factors[1][None], factors[2][None])
-        return self._solved(problem, start, first, 80, ridge, float(rng.choice([1e-2, 1.0])), clock)
-
-    def _solved(
-        self, problem: Problem, batch: Batch, first: float, steps: int, ridge: float, damping: float, clock: Clock
-    ) -> Scheme:
-        """The scheme that a start (batch of one) becomes; L-BFGS takes the place of Newton where steps are dear."""
-        shape = problem.shape
-        state = [batch]
-        large = sum(f.size for f in batch) > _DENSE
-
-        def solve(weight: float, iterations: int, ridge: float, damping: float) -> None:
-            if large:
-                state[0], _ = decompose.refine(shape, state[0], weight, 3 * iterations, tolerance=1e-6)
-                return
-            state[0], _ = decompose.levenberg_marquardt(
-                shape, state[0], weight, iterations, damping, fading(ridge, iterations) if ridge else None,
-                tolerance=_TOLERANCE, stop=clock.expired,
-            )  # fmt: skip
-
-        tightened(problem.lam, first, solve, steps, ridge, damping, clock)
-        if large and not clock.expired():
-            state[0], _ = decompose.refine(shape, state[0], problem.lam, 600)
-        return decompose.scheme_of(shape, state[0])
+        return settled(shape, lam, start, first, 80, ridge, float(rng.choice([1e-2, 1.0])), clock)
 
     def _moved(self, problem: Problem, pool: Pool, held: list[int], rng: np.random.Generator) -> Factors:
         """A scheme of the pool brought to the asked rank and changed a little."""
@@ -325,7 +325,7 @@ class Border:
             return
         factors = shaken(frame.factors(x), float(rng.choice([0.02, 0.05, 0.1, 0.2])), rng)
         start: Batch = (factors[0][None], factors[1][None], factors[2][None])
-        yield self._solved(problem, start, lam * 10 ** float(rng.uniform(-2, 0)), 60, 0.0, 1e-1, clock)
+        yield settled(shape, lam, start, lam * 10 ** float(rng.uniform(-2, 0)), 60, 0.0, 1e-1, clock)
 
     def _first(
         self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock
@@ -395,7 +395,7 @@ class Plunge(Border):
                     shape, start, _FRESH, 150, 1.0, fading(ridge, 150), tolerance=_TOLERANCE, stop=clock.expired
                 )
                 if f[0] <= bound:
-                    yield self._solved(problem, start, 10 * _FRESH, 40, 0.0, 1e-3, clock)
+                    yield settled(shape, lam, start, 10 * _FRESH, 40, 0.0, 1e-3, clock)
             if clock.expired():
                 return
 

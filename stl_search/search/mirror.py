@@ -24,7 +24,7 @@ from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import Action, action, span
 from stl_search.transform import permute_to
 
-__all__ = ["Mirror"]
+__all__ = ["Mirror", "changed", "turned"]
 
 _LARGEST = 1300  # unknowns of the whole scheme: the normal matrix is formed in full before it is projected
 _FRESH = 1e-9  # weight of the noise gain in the first stage of a random start
@@ -72,7 +72,7 @@ class Mirror:
             if clock.expired():
                 break
             here = recognised(group, best)
-            trial = None if here is None else _changed(group, here, rank, lam, rng)
+            trial = None if here is None else changed(group, here, rank, lam, rng)
             if trial is None:
                 break
             first = lam * 10 ** float(rng.uniform(-3, 0))
@@ -140,19 +140,21 @@ def _first(problem: Problem, group: Action, pool: Pool, rng: np.random.Generator
         forms = [form for s in known if (form := recognised(group, permute_to(s, group.shape))) is not None]
         if forms:
             here = forms[min(len(forms), int(rng.geometric(0.35))) - 1]
-            return _changed(group, here, problem.rank, problem.lam, rng)
+            return changed(group, here, problem.rank, problem.lam, rng)
     kinds = choose_orbits(group, problem.rank, rng)
     if kinds is None:
         return None
     return Orbits(tuple(kinds), tuple(0.7 * rng.standard_normal((kind.basis.shape[1],)) for kind in kinds))
 
 
-def _changed(group: Action, here: Orbits, rank: int, lam: float, rng: np.random.Generator) -> Orbits | None:
-    """With noise, or one or two orbits exchanged for others."""
-    if rng.random() < 0.4:
+def changed(group: Action, here: Orbits, rank: int, lam: float, rng: np.random.Generator) -> Orbits | None:
+    """An invariant scheme of ``rank`` terms from another one: with noise, or some orbits exchanged for others."""
+    if here.rank == rank and rng.random() < 0.4:
         return shaken(here, float(rng.choice([0.05, 0.1, 0.2, 0.4])), rng)
     rest = here
-    for _ in range(int(rng.choice([1, 1, 2, 3]))):
+    left_out = int(rng.choice([1, 1, 2, 3]))
+    while left_out > 0 or rest.rank > rank:
+        left_out -= 1
         if len(rest.kinds) > 1:
             costs = drop_costs(rest, lam) * rng.lognormal(0.0, 1.0, len(rest.kinds))
             rest = rest.without(int(np.argmin(np.abs(costs))))

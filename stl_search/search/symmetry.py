@@ -12,6 +12,7 @@ given by one representative, which its stabiliser fixes up to signs.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -111,18 +112,24 @@ def _represented(name: str, shape: Shape) -> list[Element]:
     """Generators of the named group acting through faithful real representations of dimensions m, k, n."""
     from stl_search import groups
 
-    group = groups.get(name)
+    base, _, number = name.partition(":")
+    if number and not (number.isascii() and number.isdigit()):
+        raise UsageError(f"{name!r}: write {base} or {base}:N with the number N of a representation, from 0 on")
+    group = groups.get(base)
     irreps = groups.real_irreps(group)
-    matrices = {side: _faithful(irreps, side) for side in set(shape)}
-    missing = sorted(side for side, found in matrices.items() if found is None)
+    matrices = {side: list(itertools.islice(_faithful(irreps, side), int(number or 0) + 1)) for side in set(shape)}
+    missing = sorted(side for side, found in matrices.items() if not found)
     if missing:
-        raise UsageError(f"{name} has no faithful real representation of dimension {missing[0]}")
-    by_side = {side: found for side, found in matrices.items() if found is not None}
-    return [_linear(*(by_side[side][g] for side in shape)) for g in group.generators]
+        raise UsageError(f"{base} has no faithful real representation of dimension {missing[0]}")
+    few = sorted(side for side, found in matrices.items() if len(found) <= int(number or 0))
+    if few:
+        known = len(matrices[few[0]])
+        raise UsageError(f"{base} has only {known} faithful real representations of dimension {few[0]}, from 0 on")
+    return [_linear(*(matrices[side][-1][g] for side in shape)) for g in group.generators]
 
 
-def _faithful(irreps: Any, side: int) -> Reals | None:
-    """(order, side, side): the first sum of irreducible representations of that dimension in which only 1 acts as 1."""
+def _faithful(irreps: Any, side: int) -> Iterator[Reals]:
+    """(order, side, side): the sums of irreducible representations of that dimension in which only 1 acts as 1."""
     degrees = [irrep.degree for irrep in irreps]
     for count in range(1, side + 1):
         for chosen in itertools.combinations_with_replacement(range(len(irreps)), count):
@@ -131,8 +138,7 @@ def _faithful(irreps: Any, side: int) -> Reals | None:
             blocks = [irreps[i].matrices for i in chosen]
             whole = np.stack([scipy.linalg.block_diag(*(b[g] for b in blocks)) for g in range(len(blocks[0]))])
             if int((np.abs(whole - np.eye(side)).max(axis=(1, 2)) < 1e-6).sum()) == 1:
-                return whole
-    return None
+                yield whole
 
 
 @cache
@@ -141,9 +147,10 @@ def action(name: str, shape: Shape) -> Action:
 
     Names are joined by ``+``: ``cyclic`` (C3: rotation, square shapes), ``transpose`` (C2: <m,k,m>), and the name of
     any group of ``stl_search.groups`` (``S3``, ``D4``, ``C2 x C2`` ..), which acts through a faithful real
-    representation of each space. ``transpose:P`` is A -> D A^T D with P minus signs in D, the involutions that belong
-    to indefinite forms: over R they differ from ``transpose``, and Strassen's scheme has the one with P = 1.
-    ``cyclic+transpose:1`` is S3 acting by permutation of the factors.
+    representation of each space: the first one that is found, or the N-th after it as ``S3:N``. ``transpose:P`` is
+    A -> D A^T D with P minus signs in D, the involutions that belong to indefinite forms: over R they differ from
+    ``transpose``, and Strassen's scheme has the one with P = 1. ``cyclic+transpose:1`` is S3 acting by permutation of
+    the factors.
 
     Raises UsageError where a part does not fit the shape.
 
