@@ -20,15 +20,17 @@ from stl_search.search.deflate import settled
 from stl_search.search.invariant import Orbits, added, drop_costs, expanded, frame, recognised, shaken
 from stl_search.search.numeric import batch_size, discrete, variables
 from stl_search.search.problem import Pool, Problem, cost, ranks_near
+from stl_search.search.representatives import Representatives
 from stl_search.search.strategy import Clock, register
-from stl_search.search.symmetry import Action, OrbitType, action, form, orbit_types, span
+from stl_search.search.symmetry import Action, OrbitType, action, form, orbit_types
 from stl_search.transform import kron, to_ring
 
 __all__ = ["Orbit", "choose_orbits", "factored", "polished", "randomly", "reordered", "solve_invariant", "walked"]
 
 Ints = npt.NDArray[Any]
 Factoring = tuple[Action, Action, tuple[Ints, Ints, Ints]]
-_VARIABLES = 2400  # of the whole scheme: the normal matrix is formed in full before it is projected
+_VARIABLES = 2400  # of the whole scheme, where it need not be exact
+_UNKNOWNS = 1000  # of the representatives, where it must: a step of Levenberg-Marquardt takes a hundredth of a second
 _DEFAULT = ("cyclic", "transpose", "transpose:1", "cyclic+transpose:1")  # tried where the problem names no symmetry
 
 
@@ -60,28 +62,22 @@ def choose_orbits(group: Action, rank: int, rng: np.random.Generator) -> list[Or
 
 
 def solve_invariant(
-    shape: Shape, group: Action, kinds: list[OrbitType], rng: np.random.Generator, clock: Clock
+    group: Action, kinds: list[OrbitType], rng: np.random.Generator, clock: Clock
 ) -> tuple[decompose.Batch, float]:
     """One start in the invariant subspace: (batch of one, F) by Levenberg-Marquardt with a fading ridge."""
-    m, k, n = shape
-    inside = span(group, kinds)
-    rank = sum(kind.size for kind in kinds)
-    start = inside @ (0.7 * rng.standard_normal((inside.shape[1],)))
-    u, v, w = np.split(start, [rank * m * k, rank * (m * k + k * n)])
+    frame = Representatives(group, kinds)
     ridge = float(rng.choice([1e-2, 2e-2]))
     steps = 250
-    batch, f = decompose.levenberg_marquardt(
-        shape,
-        (u.reshape(1, rank, m * k), v.reshape(1, rank, k * n), w.reshape(1, rank, m * n)),
-        iterations=steps,
-        damping=1.0,
+    x, f = frame.solved(
+        0.7 * rng.standard_normal(frame.size),
+        0.0,
+        steps,
         ridge=lambda i: ridge * max(0.0, 1 - i / (0.6 * steps)),
         goal=1e-22,
         tolerance=1e-5,
-        span=inside,
         stop=clock.expired,
     )
-    return batch, float(f[0])
+    return frame.batch(x), f
 
 
 def _constructible(problem: Problem) -> bool:
@@ -118,7 +114,12 @@ class Orbit:
     def weight(self, problem: Problem, pool: Pool) -> float:
         if _constructible(problem):
             return 1.0
-        if variables(problem.shape, problem.rank) > _VARIABLES or not self._names(problem):
+        size = variables(problem.shape, problem.rank)
+        if problem.exact:  # on representatives, where a group of order g leaves a g-th of the unknowns
+            fits = any(size <= _UNKNOWNS * action(name, problem.shape).order for name in self._names(problem))
+        else:
+            fits = size <= _VARIABLES and bool(self._names(problem))
+        if not fits:
             return 0.0
         if problem.symmetry:
             return 1.0
@@ -136,11 +137,11 @@ class Orbit:
         self, problem: Problem, name: str, pool: Pool, rng: np.random.Generator, clock: Clock
     ) -> Iterator[Scheme]:
         group = action(name, problem.shape)
-        for _ in range(max(1, 600 // variables(problem.shape, problem.rank))):
+        for _ in range(max(1, min(4, 600 * group.order // variables(problem.shape, problem.rank)))):
             kinds = choose_orbits(group, problem.rank, rng)
             if kinds is None or clock.expired():
                 return
-            batch, f = solve_invariant(problem.shape, group, kinds, rng, clock)
+            batch, f = solve_invariant(group, kinds, rng, clock)
             if f < 1e-18 and not clock.expired():
                 found = discrete(decompose.scheme_of(problem.shape, batch), problem.ring, rng, clock, 25)
                 if found is not None:
