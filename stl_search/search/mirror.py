@@ -153,11 +153,12 @@ def changed(group: Action, here: Orbits, rank: int, lam: float, rng: np.random.G
         return shaken(here, float(rng.choice([0.05, 0.1, 0.2, 0.4])), rng)
     rest = here
     left_out = int(rng.choice([1, 1, 2, 3]))
-    while left_out > 0 or rest.rank > rank:
+    while (left_out > 0 or rest.rank > rank) and len(rest.kinds) > 1:
         left_out -= 1
-        if len(rest.kinds) > 1:
-            costs = drop_costs(rest, lam) * rng.lognormal(0.0, 1.0, len(rest.kinds))
-            rest = rest.without(int(np.argmin(np.abs(costs))))
+        costs = drop_costs(rest, lam) * rng.lognormal(0.0, 1.0, len(rest.kinds))
+        rest = rest.without(int(np.argmin(np.abs(costs))))
+    if rest.rank > rank:
+        return None
     fill = choose_orbits(group, rank - rest.rank, rng)
     return None if fill is None else shaken(added(group, rest, fill, rng), 0.05, rng)
 
