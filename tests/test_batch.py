@@ -17,7 +17,7 @@ from stl_search.catalog import store
 from stl_search.cli import main
 from stl_search.errors import UsageError
 from stl_search.kernels import batch_score, gpu
-from stl_search.search import portfolio, strategy, worker
+from stl_search.search import batch, portfolio, strategy, worker
 from stl_search.search.batch import Batch, moved
 from stl_search.search.frontier import frontier
 from stl_search.search.portfolio import discover, placed
@@ -35,6 +35,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> Batch:
     chosen = strategy.get("batch")
     assert isinstance(chosen, Batch)
     monkeypatch.setattr(chosen, "most", 24)
+    monkeypatch.setattr(batch, "_FUNNEL", ((3, 60),))
+    monkeypatch.setattr(batch, "_PLANS", 1)
     return chosen
 
 
@@ -48,10 +50,10 @@ def filled(problem: Problem, ranks: tuple[int, ...]) -> Pool:
     """A pool with three schemes of each rank."""
     pool = Pool(problem)
     for rank in ranks:
-        batch = decompose.random_batch(problem.shape, rank, 3, np.random.default_rng(rank))
-        batch, _ = decompose.refine(problem.shape, batch, problem.lam, 30)
+        found = decompose.random_batch(problem.shape, rank, 3, np.random.default_rng(rank))
+        found, _ = decompose.refine(problem.shape, found, problem.lam, 30)
         for i in range(3):
-            scheme = decompose.scheme_of(problem.shape, batch, i)
+            scheme = decompose.scheme_of(problem.shape, found, i)
             pool.add(Entry(cost(problem, scheme), scheme.id, scheme))
     return pool
 
@@ -87,7 +89,8 @@ def test_optima_handed_over_are_of_different_basins_and_new(few: Batch) -> None:
     pool = filled(problem, (4,))
     known = pool.cell((2, 2, 2), 4)[0].cost
     costs = np.array([np.nan, 0.5, 0.4, 0.4 + 1e-9, known, 0.6, np.inf, 0.3, 0.7])
-    assert few._chosen(problem, pool, 4, costs) == [7, 2, 1, 5]
+    assert few._chosen(problem, pool, 4, costs) == [7, 2, 1, 5, 8]
+    assert few._chosen(problem, pool, 4, np.linspace(2, 1, 20)) == list(range(19, 11, -1))  # eight at most
 
 
 def test_a_job_scores_its_best_by_the_kernel(few: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +111,7 @@ def test_a_job_scores_its_best_by_the_kernel(few: Batch, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(batch_score, "of_factors", by_kernel)
     assert play() == plain
-    assert launches == [4]
+    assert launches == [8]
 
 
 def test_the_find_is_measured_by_the_kernels_that_would_run_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,8 +28,9 @@ __all__ = ["Batch", "moved"]
 
 _ENTRIES = 1 << 22  # unknowns of all starts together: 32 MB, of which a fit holds some twenty copies
 _FUNNEL = ((4, 300), (16, 600))  # (one in so many of the starts, how many more steps it is worth)
+_PLANS = 4  # ways to compose that a job tries
 _PARTS = 256  # fits of a part of a composition
-_KEPT = 4  # optima that a job hands over
+_KEPT = 8  # optima that a job hands over
 
 
 class Batch:
@@ -42,12 +43,14 @@ class Batch:
 
     name = "batch"
     batched = True  # its jobs are the device's, and one process runs them all
-    most = 4096  # starts of a job
+    most = 2048  # starts of a job
 
     def weight(self, problem: Problem, pool: Pool) -> float:
         return 0.0 if problem.exact else 1.0
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
+        import torch
+
         from stl_search.kernels import batch_fit, batch_score
 
         shape, lam = problem.shape, problem.lam
@@ -57,14 +60,15 @@ class Batch:
             rank = min(max(rank + int(rng.choice([0, 0, 0, 0, 1, 2, -1])), near.start), near.stop - 1)
         size = max(16, min(self.most, _ENTRIES // variables(shape, rank)))
         changed = moved(problem, pool, rank, size // 2, rng)
-        composed = self._composed(problem, pool, rank, size // 4, rng, clock)
-        fresh = decompose.random_batch(shape, rank, size - len(changed[0]) - len(composed[0]), rng)
+        composed = [self._composed(problem, pool, rank, size // (4 * _PLANS), rng, clock) for _ in range(_PLANS)]
+        others = _joined(changed, *composed)
+        fresh = decompose.random_batch(shape, rank, size - len(others[0]), rng)
         if clock.expired():
             return
         on = _on(problem, fresh)
         on = batch_fit.als(shape, on, max(lam, 1e-3), sweeps=20, ridge=1e-2)
         on, _ = batch_fit.refine(shape, on, max(lam, 1e-3), 120, stop=clock.expired)
-        on = _joined(on, _on(problem, changed), _on(problem, composed))
+        on = tuple(torch.cat(f) for f in zip(on, _on(problem, others), strict=True))  # type: ignore[assignment]
         on, f = batch_fit.refine(shape, on, lam, 150, stop=clock.expired)
         for share, steps in _FUNNEL:
             if clock.expired():
@@ -150,7 +154,7 @@ def moved(problem: Problem, pool: Pool, rank: int, count: int, rng: np.random.Ge
             terms = _residual_terms(decompose.residual_tensor(problem.shape, held), pick, lost, rng)
             starts = tuple(np.concatenate([f, t[:, None]], axis=1) for f, t in zip(starts, terms, strict=True))  # type: ignore[assignment]
         found.append(_shaken(starts, np.arange(len(pick)), [0.02], rng))
-    return tuple(np.concatenate([b[i] for b in found]) for i in range(3))  # type: ignore[return-value]
+    return _joined(*found)
 
 
 def _residual_terms(
@@ -200,10 +204,8 @@ def _on(problem: Problem, batch: decompose.Batch) -> Fits:
     return tuple(torch.from_numpy(f).to(problem.device) for f in batch)  # type: ignore[return-value]
 
 
-def _joined(*batches: Fits) -> Fits:
-    import torch
-
-    return tuple(torch.cat(f) for f in zip(*batches, strict=True))  # type: ignore[return-value]
+def _joined(*batches: decompose.Batch) -> decompose.Batch:
+    return tuple(np.concatenate(f) for f in zip(*batches, strict=True))  # type: ignore[return-value]
 
 
 def _ascending(f: torch.Tensor) -> torch.Tensor:
