@@ -134,7 +134,9 @@ def _solve(g: Tensor, rhs: Tensor, ridge: float = 0.0) -> Tensor:
     d = g.diagonal(dim1=-2, dim2=-1)
     d += _JITTER * d.sum(-1, keepdim=True) / max(1, d.shape[-1]) + (ridge + 1e-300)
     root, info = torch.linalg.cholesky_ex(g)
-    found = torch.cholesky_solve(rhs, root)
+    # two triangular solves are batched on every GPU; torch.cholesky_solve may go through the batch one by one there
+    half = torch.linalg.solve_triangular(root, rhs, upper=False)
+    found = torch.linalg.solve_triangular(root.mT, half, upper=True)
     bad = info.nonzero()[:, 0]
     if len(bad):
         found[bad] = torch.linalg.solve_ex(g[bad], rhs[bad])[0]
