@@ -84,6 +84,16 @@ def test_a_term_that_is_added_fits_what_is_left() -> None:
     assert np.median(decompose.objective((2, 2, 2), starts)) < 0.3  # the lacking one is at 2
 
 
+def test_a_term_that_is_exchanged_fits_what_its_loss_leaves() -> None:
+    """Of an exact scheme nothing else is left: most starts get the lost term back, which weighs 4 or 8."""
+    problem = Problem((2, 2, 2), 7)
+    pool = Pool(problem)
+    pool.add(Entry(cost(problem, STRASSEN), STRASSEN.id, STRASSEN))
+    starts = moved(problem, pool, 7, 32, np.random.default_rng(2))
+    shaken, exchanged = np.split(decompose.objective((2, 2, 2), starts), 2)
+    assert np.median(exchanged) < 0.3 < shaken.max()
+
+
 def test_optima_handed_over_are_of_different_basins_and_new(few: Batch) -> None:
     problem = Problem((2, 2, 2), 4, strategies=NAMED)
     pool = filled(problem, (4,))
