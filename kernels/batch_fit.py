@@ -136,7 +136,7 @@ def _solve(g: Tensor, rhs: Tensor, ridge: float = 0.0) -> Tensor:
     root, info = torch.linalg.cholesky_ex(g)
     # two triangular solves are batched on every GPU; torch.cholesky_solve may go through the batch one by one there
     half = torch.linalg.solve_triangular(root, rhs, upper=False)
-    found = torch.linalg.solve_triangular(root.mT, half, upper=True)
+    found: Tensor = torch.linalg.solve_triangular(root.mT, half, upper=True)
     bad = info.nonzero()[:, 0]
     if len(bad):
         found[bad] = torch.linalg.solve_ex(g[bad], rhs[bad])[0]
