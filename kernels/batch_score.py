@@ -11,11 +11,11 @@ import numpy.typing as npt
 import torch
 
 from stl_search.errors import UsageError
-from stl_search.kernels import gpu
+from stl_search.kernels import gpu, reference
 from stl_search.kernels.plan import Plan
 from stl_search.scheme import Scheme, Shape
 
-__all__ = ["figures", "monte_carlo"]
+__all__ = ["figures", "monte_carlo", "of_factors"]
 
 Numbers = npt.NDArray[np.float64]
 
@@ -29,6 +29,14 @@ def figures(schemes: Sequence[Scheme], device: str = "cuda") -> tuple[Numbers, N
     _, u, v, w = _stacked(schemes, factors)
     found = gpu.residuals(*(x.to(device) for x in (u, v, w)))
     return found[0].cpu().numpy(), found[1].cpu().numpy()
+
+
+def of_factors(shape: Shape, u: torch.Tensor, v: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(E, kappa), (S) each, of flat factors u: (S, r, m*k), v: (S, r, k*n), w: (S, r, m*n) in fp64, where they lie:
+    one launch on a GPU that has Triton, plain torch elsewhere."""
+    m, k, n = shape
+    factors = (x.reshape(*x.shape[:-1], *size) for x, size in ((u, (m, k)), (v, (k, n)), (w, (m, n))))
+    return (gpu.residuals if u.is_cuda and gpu.available() else reference.residuals)(*factors)
 
 
 def monte_carlo(

@@ -10,17 +10,17 @@ torch.matmul does, while ``encode`` and ``decode`` run as they are called.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 import torch
 
-from stl_search.kernels import reference
+from stl_search.kernels import gpu, gpu_multiply, reference, tuning
 from stl_search.kernels.plan import dtype_name
 
 __all__ = ["amm", "decode", "encode", "product"]
 
 Tensor = torch.Tensor
+_FP8 = torch.float8_e4m3fn
 _GPU_DTYPES = {torch.bfloat16, torch.float16, torch.float32}
 
 
@@ -38,7 +38,7 @@ def encode(x: Tensor, coefficients: Tensor, layout: str, dtype: torch.dtype) -> 
         from stl_search.kernels import cpu
 
         return cpu.encode(x, coefficients, layout, dtype).contiguous()
-    if (gpu := _triton(x, coefficients, dtype)) is not None:
+    if _on_gpu(x, (coefficients.dtype, dtype), coefficients):
         found: Tensor = gpu.encode(x, coefficients, layout, dtype_name(dtype)[0]).data
         return found
     return reference.encode(x, coefficients, layout).to(dtype).contiguous()
@@ -63,7 +63,7 @@ def decode(p: Tensor, coefficients: Tensor, rows: int, cols: int, layout: str, d
         from stl_search.kernels import cpu
 
         return cpu.decode(p, coefficients, rows, cols, layout, dtype)
-    if (gpu := _triton(p, coefficients, dtype)) is not None:
+    if _on_gpu(p, (coefficients.dtype, dtype), coefficients):
         found: Tensor = gpu.decode(p.contiguous(), coefficients, rows, cols, layout, dtype_name(dtype)[0])
         return found
     return reference.decode(p, coefficients, rows, cols, layout, dtype)
@@ -131,7 +131,7 @@ def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 
     Sums run in float32 at least, and in float64 when ``dtype`` or an operand is.
     """
-    if a.ndim == b.ndim == 3 and (gpu := _triton(a, b, dtype)) is not None:
+    if a.dtype == b.dtype and _on_gpu(a, (dtype,)):
         found: Tensor = gpu.product(a, b, dtype_name(dtype)[0])
         return found
     wide = torch.promote_types(torch.promote_types(a.dtype, b.dtype), dtype)
@@ -189,11 +189,31 @@ def amm(
 ) -> Tensor:
     """A: (..., M, K), B: (..., K, N), u: (r, m, k), v: (r, k, n), w: (r, m, n) -> C: (..., M, N) in ``dtype``.
 
-    Encoded operands are kept in ``stored``, products in ``products``; nothing between is kept for the gradient.
+    Encoded operands are kept in ``stored``, in float8_e4m3fn with a scale for each slice, products in ``products``;
+    nothing between is kept for the gradient. On a GPU, decoding is fused with the products where that was measured to
+    be faster and w lies on the host.
     """
-    p = product(encode(a, u, layout, stored), encode(b, v, layout, stored), products)
+    formats = (b.dtype, products, dtype, *(f.dtype for f in (u, v, w)))
+    narrow = stored == _FP8 and tuning.multiplies_fp8(a.device)
+    if (narrow or stored in _GPU_DTYPES) and _on_gpu(a, formats, u, v, w):
+        kind = dtype_name(stored)[0]
+        a_hat = gpu_multiply.encode_with(a, u.detach(), layout, kind, "lhs")
+        b_hat = gpu_multiply.encode_with(b, v.detach(), layout, kind, "rhs")
+        size, kept = (a.shape[-2], b.shape[-1]), (dtype_name(products)[0], dtype_name(dtype)[0])
+        return gpu_multiply.decoded(a_hat, b_hat, w.detach(), *size, layout, *kept)
+    p = product(_hat(a, u, layout, stored), _hat(b, v, layout, stored), products)
     c: Tensor = decode(p, w, a.shape[-2], b.shape[-1], layout, dtype)
     return c
+
+
+def _hat(x: Tensor, factor: Tensor, layout: str, stored: torch.dtype) -> Tensor:
+    """x encoded, as it comes back from storage: in ``stored``, or wide where that carries scales."""
+    if stored != _FP8:
+        hat: Tensor = encode(x, factor, layout, stored)
+        return hat
+    wide = torch.promote_types(torch.promote_types(x.dtype, factor.dtype), torch.float32)
+    kept = reference.store(encode(x, factor, layout, wide), "fp8_e4m3")
+    return reference.restore(kept, dtype_name(wide)[0])
 
 
 @amm.register_fake
@@ -223,18 +243,18 @@ def _amm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     need_a, need_b, need_u, need_v, need_w = ctx.needs_input_grad[:5]
     grads: list[Tensor | None] = [None] * 9
     rows, cols = a.shape[-2], b.shape[-1]
-    a_hat, b_hat = encode(a, u, layout, stored), encode(b, v, layout, stored)
+    a_hat, b_hat = _hat(a, u, layout, stored), _hat(b, v, layout, stored)
     if need_w:
         grads[4] = _contract(product(a_hat, b_hat, products), grad, w, layout).conj()
     if not (need_a or need_b or need_u or need_v):
         return tuple(grads)
     p_grad = encode(grad, w.conj(), layout, products)
     if need_a or need_u:
-        hat = _sum_to(product(p_grad, b_hat.mH, stored), a_hat)
+        hat = _sum_to(product(p_grad, b_hat.mH, a_hat.dtype), a_hat)
         grads[0] = decode(hat, u.conj(), rows, a.shape[-1], layout, a.dtype) if need_a else None
         grads[2] = _contract(hat, a, u, layout) if need_u else None
     if need_b or need_v:
-        hat = _sum_to(product(a_hat.mH, p_grad, stored), b_hat)
+        hat = _sum_to(product(a_hat.mH, p_grad, b_hat.dtype), b_hat)
         grads[1] = decode(hat, v.conj(), b.shape[-2], cols, layout, b.dtype) if need_b else None
         grads[3] = _contract(hat, b, v, layout) if need_v else None
     return tuple(grads)
@@ -304,12 +324,7 @@ def _numba(x: Tensor, coefficients: Tensor, dtype: torch.dtype) -> bool:
     return wide and coefficients.device.type == "cpu" and cpu.supports(x.dtype, dtype)
 
 
-def _triton(x: Tensor, other: Tensor, dtype: torch.dtype) -> Any:
-    """The module ``gpu`` where it applies (it is there, and all three types are numbers that it knows), else None."""
-    if x.device.type != "cuda" or not {x.dtype, other.dtype, dtype} <= _GPU_DTYPES:
-        return None
-    try:
-        gpu: Any = import_module("stl_search.kernels.gpu")
-    except ImportError:  # no Triton for this platform
-        return None
-    return gpu if gpu.available() else None
+def _on_gpu(x: Tensor, dtypes: tuple[torch.dtype, ...], *factors: Tensor) -> bool:
+    """Whether the kernels of ``gpu`` apply: they run where the operand is, and know all types and so many parts."""
+    known = {x.dtype, *dtypes} <= _GPU_DTYPES and all(f.shape[-1] * f.shape[-2] <= gpu.MOST_PARTS for f in factors)
+    return known and gpu_multiply.there(x.device)

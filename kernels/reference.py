@@ -29,6 +29,7 @@ __all__ = [
     "multiply",
     "multiply_encoded",
     "product",
+    "residuals",
     "restore",
     "rounded",
     "scale_for",
@@ -237,6 +238,25 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         return flat.reshape(rank, *batch, rows, cols)
     a, b = (x.reshape(rank, *[1] * (len(batch) + 3 - x.ndim), *x.shape[1:]) for x in (a, b))
     return torch.matmul(a, b)
+
+
+def residuals(u: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """u: (S, r, m, k), v: (S, r, k, n), w: (S, r, m, n) -> (E, kappa), (S) each, as ``stl_search.score`` defines them.
+
+    From the residual tensor itself, so that E is accurate near zero too; a few schemes at a time are in memory.
+    """
+    _, r, m, k = u.shape
+    n = v.shape[-1]
+    unit = [torch.eye(side, dtype=u.dtype, device=u.device) for side in (m, k, n)]
+    target = torch.einsum("ax,by,cz->abycxz", *unit).reshape(m * k, k * n * m * n)
+    found = []
+    for some in zip(*(torch.split(f.flatten(2), max(1, (1 << 22) // target.numel())) for f in (u, v, w)), strict=True):
+        rest = (some[1][..., None] * some[2][:, :, None, :]).flatten(2)
+        gap = target - some[0].mT @ rest
+        gain = torch.stack([(f * f).sum(-1) for f in some]).prod(0).sum(-1)
+        found.append(torch.stack([(gap * gap).sum((1, 2)), gain]) / (m * k * n))
+    both = torch.cat(found, dim=1) if found else u.new_empty((2, 0))
+    return both[0], both[1]
 
 
 def encode_operand(x: Tensor, plan: Plan, side: str) -> Tensor:

@@ -34,6 +34,7 @@ __all__ = [
     "defaults",
     "launch",
     "measuring",
+    "multiplies_fp8",
     "programs",
     "source_hash",
     "tracing",
@@ -138,6 +139,11 @@ def shipped(arch: str, key: Key) -> list[Config]:
     return classes.get(f"{width}/{key.sizes}") or classes[key.sizes]
 
 
+def multiplies_fp8(device: torch.device) -> bool:
+    """Whether the GPU has products of fp8_e4m3; Triton's interpreter has."""
+    return device.type != "cuda" or architecture(torch.cuda.get_device_capability(device)) != "sm_80"
+
+
 def programs(device: torch.device) -> int:
     """Programs that a persistent kernel starts for each wave: one a multiprocessor."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 3
@@ -152,7 +158,7 @@ def choose(key: Key, uses: tuple[str, ...], device: torch.device, run: Callable[
     if uses in PLAIN:
         return {"use": uses[0]}
     arch = architecture(torch.cuda.get_device_capability(device))
-    if "fp8" in key.dtypes and arch == "sm_80":
+    if "fp8" in key.dtypes and not multiplies_fp8(device):
         raise UsageError("fp8_e4m3 needs a GPU of compute capability 9.0 or 10.0: use bf16")
     text = f"{key.text} {'+'.join(uses)}"
     measured = _measured(_device_name(device))

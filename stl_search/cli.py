@@ -82,6 +82,10 @@ def _shape(shape: Shape | None, tile: int | None, required: bool = True) -> Shap
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout, and nothing else.")
 dtype_choice = click.Choice(list(DTYPES))
 ring_choice = click.Choice(rings.NAMES)
+device_option = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+    help="cuda: thousands of starts at once on a GPU; auto: where there is one and it serves.",
+)  # fmt: skip
 dir_type = click.Path(file_okay=False, path_type=str)
 
 
@@ -193,7 +197,7 @@ def main() -> None:
     "--layout", type=click.Choice(["block", "tile"]), default="block", show_default=True,
     help="How --calibrate cuts matrices into tiles.",
 )  # fmt: skip
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", help="Searches run on the CPU.")
+@device_option
 @click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder for the winner.  [default: yours]")
 @click.option("--fresh", is_flag=True, help="Ignore the journal of an unfinished run.")
 @json_option
@@ -207,7 +211,6 @@ def discover(
     steps: int | None,
     calibrate: tuple[str, str] | None,
     layout: str,
-    device: str,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -217,8 +220,6 @@ def discover(
     """
     if time_ is not None and steps is not None:
         raise click.UsageError("give --time or --steps, not both")
-    if device == "cuda":
-        raise UsageError("searches run on the CPU: give --device auto or cpu")
     wanted = _shape(shape, tile)
     assert wanted is not None
     rank = options.pop("rank")
@@ -262,8 +263,11 @@ def _calibrated(
     others = {"strategies": "--strategy", "symmetry": "--symmetry", "given": "--start", "workers": "--workers"}
     unfit = [flag for name, flag in (*others.items(), ("fresh", "--fresh")) if options[name]]
     unfit += ["--ring"] if options["ring"] != "R" else []
+    unfit += ["--device"] if options["device"] == "cuda" else []
     if unfit:
-        raise UsageError(f"--calibrate is a search of its own, over R, in one process: leave out {', '.join(unfit)}")
+        raise UsageError(
+            f"--calibrate is a search of its own, over R, in one process, on the CPU: leave out {', '.join(unfit)}"
+        )
     words = ["stl-search", "discover", "--shape", ",".join(map(str, shape)), "--rank", str(rank)]
     words += ["--dtype", options["dtype"], "--seed", str(options["seed"]), "--layout", layout]
     words += ["--starts", options["starts"]] if options["starts"] != "none" else []
@@ -331,6 +335,8 @@ def _show_result(found: dict[str, Any]) -> None:
     marks = ["a truncation: it ties the line"] if found["truncation"] else []
     marks += [found["reason"]] if found["reason"] else []
     click.echo(verdict + (f": {'; '.join(marks)}" if marks else ""))
+    if found["measured"] is not None:
+        click.echo(f"measured on the GPU: error {found['measured']:.4g}")
     if found["path"] is not None:
         click.echo(found["path"])
     better = found["catalog_better"]
@@ -462,6 +468,7 @@ def rank_range(text: str) -> range:
 @click.option("--ranks", type=rank_range, metavar="A-B", help="Only these ranks.  [default: 1 to the exact rank]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, metavar="N")
 @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Processes.  [default: one a core]")
+@device_option
 @click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder for the finds.  [default: yours]")
 @click.option("--fresh", is_flag=True, help="Forget what the journal tells of earlier runs.")
 @json_option
@@ -476,6 +483,7 @@ def frontier_(
     ranks: range | None,
     seed: int,
     workers: int | None,
+    device: str,
     out: str | None,
     fresh: bool,
     as_json: bool,
@@ -492,8 +500,8 @@ def frontier_(
     with _watched(_frontier_find, _frontier_table) as watch:
         try:
             done = frontier(
-                wanted, dtype=dtype, time=time_, ranks=ranks, seed=seed, workers=workers, out=out, fresh=fresh,
-                progress=watch,
+                wanted, dtype=dtype, time=time_, ranks=ranks, seed=seed, workers=workers, device=device, out=out,
+                fresh=fresh, progress=watch,
             )  # fmt: skip
         except KeyboardInterrupt:
             _say("interrupted: the same command goes on from here")

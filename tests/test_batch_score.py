@@ -13,7 +13,7 @@ from stl_search.testing import STRASSEN
 
 pytest.importorskip("triton")
 
-from stl_search.kernels import batch_score
+from stl_search.kernels import batch_score, gpu, reference
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,6 +38,32 @@ def test_figures(shape: tuple[int, int, int]) -> None:
     # both sum in fp64, in another order; an exact scheme's residual is exactly zero
     np.testing.assert_allclose(errors, [score.expected_error(s) for s in schemes], rtol=1e-13, atol=0)
     np.testing.assert_allclose(gains, [score.noise_gain(s) for s in schemes], rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4), (1, 1, 1), (3, 1, 2)])
+def test_figures_of_factors(shape: tuple[int, int, int]) -> None:
+    """The plain form and the kernel, on what a search on the device hands over: flat factors of one rank."""
+    schemes = [random_scheme(seed, shape, 4) for seed in range(3)]
+    flat = [torch.stack([torch.from_numpy(s.as_float()[i].reshape(4, -1)) for s in schemes]) for i in range(3)]
+    expected = [[score.expected_error(s) for s in schemes], [score.noise_gain(s) for s in schemes]]
+    for found, wanted in zip(batch_score.of_factors(shape, *(f.to(DEVICE) for f in flat)), expected, strict=True):
+        np.testing.assert_allclose(found.cpu().numpy(), wanted, rtol=1e-13, atol=0)
+    shaped = [f.reshape(3, 4, *s.shape[1:]).to(DEVICE) for f, s in zip(flat, schemes[0].factors, strict=True)]
+    for own, oracle in zip(gpu.residuals(*shaped), reference.residuals(*shaped), strict=True):
+        torch.testing.assert_close(own, oracle, rtol=1e-13, atol=0)
+    assert [x.numel() for x in reference.residuals(*(x[:0] for x in shaped))] == [0, 0]
+
+
+def test_the_plain_form_goes_through_large_batches_in_pieces() -> None:
+    """Of <4,4,4>, 1024 residual tensors are in memory at a time; an exact scheme's is exactly zero."""
+    exact = transform.classical((4, 4, 4))
+    factors = [torch.from_numpy(f.copy()).expand(1100, *f.shape).clone() for f in exact.as_float()]
+    factors[2][1050, 0] *= 2
+    errors, gains = reference.residuals(*factors)
+    assert float(errors[1050]) == 1 / 64
+    assert errors.count_nonzero() == 1
+    assert float(gains[1050]) == 67 / 64
+    assert (gains == 1).sum() == 1099
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "fp32"])

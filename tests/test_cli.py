@@ -297,6 +297,7 @@ FOUND = {
     "found": True, "path": "/somewhere/2x2x2_r4.json", "id": "ab" * 32, "shape": [2, 2, 2], "rank": 4, "ring": "R",
     "dtype": "bf16", "E": 0.4486, "error": 0.67, "kappa": 67.1, "strategy": "numeric", "seconds": 3.96, "jobs": 8,
     "floor": 0.25, "line": 0.5, "truncation": False, "reason": "", "catalog_better": None,
+    "device": "cpu", "measured": None,
 }  # fmt: skip
 
 
@@ -346,7 +347,7 @@ def test_discover_hands_every_option_on(search: Any, tmp_path: Path) -> None:
         "ring": "Q", "dtype": "fp16", "time": 1800.0, "steps": None, "seed": 7, "workers": 3,
         "strategies": ("numeric", "deflate"), "symmetry": "C2", "starts": "catalog",
         "out": str(tmp_path), "fresh": True,
-        "given": [], "progress": None,
+        "given": [], "progress": None, "device": "cpu",
     }  # fmt: skip
 
 
@@ -357,7 +358,7 @@ def test_discover_defaults(search: Any) -> None:
     assert stand_in.options == {
         "ring": "R", "dtype": "bf16", "time": 60.0, "steps": None, "seed": 0, "workers": None,
         "strategies": (), "symmetry": None, "starts": "none", "given": [], "out": None, "fresh": False,
-        "progress": None,
+        "progress": None, "device": "auto",
     }  # fmt: skip
     run_json("discover", "--tile", 4, "--rank", 12, "--steps", 5)
     assert (stand_in.options["time"], stand_in.options["steps"]) == (None, 5)
@@ -435,7 +436,7 @@ def test_what_ends_a_search_is_one_line_and_a_code(error: BaseException, code: i
         (["--tile", 2, "--rank", 7, "--ring", "C"], "'Z2', 'ZT', 'Z', 'Q', 'R'"),
         (["--tile", 2, "--rank", 7, "--dtype", "fp7"], "'fp8_e4m3', 'bf16'"),
         (["--tile", 2, "--rank", 7, "--starts", "here"], "'none', 'shipped', 'catalog'"),
-        (["--tile", 2, "--rank", 7, "--device", "cuda"], "searches run on the CPU"),
+        (["--tile", 2, "--rank", 7, "--ring", "ZT", "--device", "cuda"], "exact and symmetric searches run on the CPU"),
         (["--tile", 2, "--rank", 7, "--strategy", "magic"], "known: "),
         (["--tile", 2, "--rank", 7, "--magic"], "--magic"),
     ],

@@ -14,7 +14,7 @@ from stl_search.testing import STRASSEN
 
 pytest.importorskip("triton")
 
-from stl_search.kernels import gpu
+from stl_search.kernels import gpu, tuning
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,6 +85,23 @@ def test_fp8_is_divided_by_both_scales(case: tuple[Any, ...]) -> None:
     (a_hat, a_scale), (b_hat, b_scale) = scaled(a, 5), scaled(b, 6)
     found = gpu.product(a_hat, b_hat, "fp32", (a_scale, b_scale))
     torch.testing.assert_close(found.cpu(), reference.product(a, b), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_used_when_asked_for_and_only_then(tf32: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter computes both alike; what a GPU is told is seen in what is launched."""
+    seen = []
+    real = tuning.launch
+
+    def launch(*args: Any, **keywords: Any) -> None:
+        seen.append(keywords.get("PRECISION"))
+        real(*args, **keywords)
+
+    monkeypatch.setattr(tuning, "launch", launch)
+    a, b = (x.to(DEVICE) for x in pair(CASES[0]))
+    gpu.product(a, b, method="triton", tf32=tf32)
+    gpu.product_decode(a, b, integers(4, 3, 2, 2).numpy(), 40, 30, out_dtype="fp32", method="registers", tf32=tf32)
+    assert seen == ["tf32" if tf32 else "ieee"] * 2
 
 
 def decoded(a: torch.Tensor, b: torch.Tensor, w: torch.Tensor, rows: int, cols: int, layout: str) -> torch.Tensor:

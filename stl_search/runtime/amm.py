@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from stl_search.errors import UsageError
-from stl_search.kernels import dense, multiply, ops, reference
+from stl_search.kernels import dense, gpu_multiply, multiply, ops, reference
 from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype, wider, with_out
 from stl_search.runtime.dispatch import (
     DEFAULT,
@@ -187,6 +187,13 @@ def _by_scheme(
         return multiply.multiply(left, right, plan, rows, cols, encoded, levels, workspace)
     if workspace is not None:
         raise UsageError("a workspace is kept to on the processor only, for real operands without gradients")
+    if backend == "auto" and not gradient and gpu_multiply.applies(plan, a.device, *(x.dtype for x in given)):
+        sides = ((a, "lhs"), (b, "rhs"))
+        stored = [
+            x.stored if isinstance(x, EncodedOperand) else gpu_multiply.encode(_matrix(x, side), plan, side)
+            for x, side in sides
+        ]
+        return gpu_multiply.multiply(stored[0], stored[1], plan, rows, cols)
     if backend == "auto" and not plan.complex and plan.dtype != "fp8_e4m3" and a.device.type != "meta":
         hats = [_by_operator(x, plan, side) for x, side in ((a, "lhs"), (b, "rhs"))]
         p = ops.product(hats[0], hats[1], torch_dtype(plan.product))

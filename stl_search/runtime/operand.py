@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from stl_search.errors import FormatError, StlError, UsageError
-from stl_search.kernels import dense, multiply, reference
+from stl_search.kernels import dense, gpu_multiply, multiply, reference
 from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype
 from stl_search.runtime import calibrate
 from stl_search.scheme import Scheme
@@ -128,6 +128,7 @@ class EncodedOperand:
             raise
         except (KeyError, ValueError, TypeError) as error:
             raise FormatError(f"{path} is damaged: {error!s:.100}") from None
+        stored = gpu_multiply.for_products(stored, side) if stored.data.is_cuda else stored
         return EncodedOperand(plan, side, _packed(stored, plan, side), shape, about["dtype"], about["kind"])
 
 
@@ -213,6 +214,8 @@ def encode(x: Operand, plan: Plan, side: str) -> EncodedOperand:
     with torch.inference_mode(False), torch.no_grad():  # usable later, also where gradients of the partner are taken
         if multiply.applies(plan, x.tensor):
             stored = reference.Stored(multiply.encode(x.tensor, plan, side))
+        elif gpu_multiply.applies(plan, x.device, x.dtype):
+            stored = gpu_multiply.encode(x.tensor, plan, side)
         else:
             stored = reference.store(reference.encode_operand(x.tensor, plan, side), plan.dtype)
         return EncodedOperand(plan, side, _packed(stored, plan, side), x.shape, x.dtype, x.kind)

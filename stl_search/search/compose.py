@@ -16,7 +16,7 @@ from stl_search.search.numeric import batch_size, solve_approximate, solve_exact
 from stl_search.search.problem import Entry, Pool, Problem, ranks_near
 from stl_search.search.strategy import Clock, register
 
-__all__ = ["Compose", "Recipe", "best_recipe", "build", "promise", "splits"]
+__all__ = ["Compose", "Recipe", "best_plan", "best_recipe", "build", "promise", "splits"]
 
 Operation = Literal["kron", "sum_m", "sum_k", "sum_n"]
 _BRICK_VARIABLES = 1000  # bricks with more unknowns are not solved inside a composition
@@ -118,7 +118,7 @@ class Compose:
         yield from (self._exact if problem.exact else self._approximate)(problem, pool, rng, clock)
 
     def _approximate(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
-        plan = _plan(problem, pool, rng)
+        plan = best_plan(problem, pool, rng)
         if plan is None:
             return
         operation, (first, r1), (second, r2) = plan
@@ -188,11 +188,14 @@ class Compose:
             yield transform.to_ring(scheme, "Z2") if problem.ring == "Z2" else scheme
 
 
-def _plan(
-    problem: Problem, pool: Pool, rng: np.random.Generator
+def best_plan(
+    problem: Problem, pool: Pool, rng: np.random.Generator, exactly: int | None = None
 ) -> tuple[Operation, tuple[Shape, int], tuple[Shape, int]] | None:
-    """A random operation with part shapes and ranks: the better the error that its parts promise, the likelier."""
-    window = ranks_near(problem)
+    """A random operation with part shapes and ranks: the better the error that its parts promise, the likelier.
+
+    The whole has a rank near the asked one, or ``exactly`` that one; both parts then have products.
+    """
+    window = ranks_near(problem) if exactly is None else range(exactly, exactly + 1)
     options: list[tuple[float, Operation, tuple[Shape, int], tuple[Shape, int]]] = []
     for operation, first, second in splits(problem.shape):
         v1, v2 = math.prod(first), math.prod(second)
@@ -207,6 +210,8 @@ def _plan(
             for r2 in seconds:
                 rank = r1 * r2 if operation == "kron" else r1 + r2
                 if rank not in window or max(variables(first, r1), variables(second, r2)) > _PART_VARIABLES:
+                    continue
+                if exactly is not None and not (r1 and r2):
                     continue
                 e2 = promise(pool, second, r2)
                 kept = (1 - e1) * (1 - e2) if operation == "kron" else ((1 - e1) * v1 + (1 - e2) * v2) / (v1 + v2)

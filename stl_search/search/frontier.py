@@ -24,7 +24,8 @@ from stl_search.scheme import Scheme, Shape, parse_shape
 from stl_search.search.bounds import reached_rank
 from stl_search.search.compositions import Mark, front, parts_for
 from stl_search.search.journal import Journal
-from stl_search.search.portfolio import _cores, discover
+from stl_search.search.portfolio import _cores, discover, placed
+from stl_search.search.problem import Problem
 
 __all__ = ["Frontier", "Row", "frontier"]
 
@@ -94,6 +95,7 @@ def frontier(
     ranks: Sequence[int] | None = None,
     seed: int = 0,
     workers: int | None = None,
+    device: str = "auto",
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     progress: Callable[[Frontier], None] | None = None,
@@ -103,7 +105,8 @@ def frontier(
     Ranks go from 1 to the least of an exact scheme by default. Every improvement goes to ``out`` (default: the user's
     catalog) at once, and what the shipped and the user's catalog and ``out`` hold is built upon. The same call goes on
     where one that was cut stopped; after one that came to its end it goes on for another ``time``; ``fresh`` forgets
-    both. Slices are bounded by jobs, not by time, so that each can be repeated, and the last one may end late.
+    both. Slices are bounded by jobs, not by time, so that each can be repeated, and the last one may end late. On
+    ``device`` "cuda", which "auto" means where there is a GPU, strategy ``batch`` works there in every slice.
 
     Raises UsageError for what makes no sense; KeyboardInterrupt loses nothing.
     """
@@ -119,12 +122,14 @@ def frontier(
     if not wanted or wanted[0] < 1 or wanted[-1] > math.prod(sides):
         raise UsageError(f"ranks go from 1 to {math.prod(sides)} for <{','.join(map(str, sides))}>")
     workers = workers or _cores()
+    device = placed(Problem(sides, wanted[-1], dtype=dtype), device).device
     folder = Path(out) if out is not None else store.user_dir()
-    header = {"frontier": [list(sides), dtype, wanted, seed, workers, __version__]}
+    about = [list(sides), dtype, wanted, seed, workers, __version__]
+    header = {"frontier": about + ([device] if device != "cpu" else [])}
     digest = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:16]
     with Journal(folder / ".journal" / f"frontier-{digest}", header, fresh) as journal:
         state = Frontier(sides, dtype, folder, {rank: Row(rank) for rank in wanted})
-        return _Search(state, time, seed, workers, journal, fresh, progress).go()
+        return _Search(state, time, seed, workers, device, journal, fresh, progress).go()
 
 
 class _Search:
@@ -136,11 +141,13 @@ class _Search:
         seconds: float,
         seed: int,
         workers: int,
+        device: str,
         journal: Journal,
         fresh: bool,
         progress: Callable[[Frontier], None] | None,
     ) -> None:
         self.state, self.seconds, self.seed, self.workers = state, seconds, seed, workers
+        self.device = device
         self.journal, self.fresh, self.progress = journal, fresh, progress
         self.lam = 2 * score.relative_rounding(state.dtype) ** 2
         self.folders = [store.shipped_dir(), store.user_dir(), state.folder]
@@ -232,8 +239,9 @@ class _Search:
             steps=jobs,
             seed=self.seed * 1_000_003 + number,
             workers=self.workers,
-            strategies=STRATEGIES if row.slices else _QUICK,
+            strategies=(*(STRATEGIES if row.slices else _QUICK), *(["batch"] if self.device != "cpu" else [])),
             given=given,
+            device=self.device,
             out=state.folder,
             fresh=self.fresh,
             progress=lambda _: self._report(),

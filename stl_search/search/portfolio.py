@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import math
@@ -24,9 +25,9 @@ from stl_search.scheme import MAX_TENSOR, Scheme, Shape
 from stl_search.search import bounds, compositions, neighbours, strategy
 from stl_search.search.compose import splits
 from stl_search.search.journal import Journal, decode, encode
-from stl_search.search.problem import Entry, Pool, Problem, cost
+from stl_search.search.problem import DEVICES, Entry, Pool, Problem, cost
 
-__all__ = ["Progress", "Result", "discover"]
+__all__ = ["Progress", "Result", "discover", "placed"]
 
 _ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package: a checkout, or site-packages
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -66,6 +67,7 @@ class Result:
     reason: str = ""
     catalog_better: dict[str, Any] | None = None
     flips: int = 0  # made by strategies that count them
+    measured: float | None = None  # the error on Gaussian matrices, by the device's own kernels
 
     @property
     def exit_code(self) -> int:
@@ -101,6 +103,8 @@ class Result:
             "E": self.E,
             "error": self.error,
             "kappa": self.kappa,
+            "device": self.problem.device,
+            "measured": self.measured,
             "strategy": self.strategy,
             "seconds": round(self.seconds, 3),
             "jobs": self.jobs,
@@ -127,6 +131,7 @@ def discover(
     symmetry: str | None = None,
     starts: str = "none",
     given: Iterable[Scheme] = (),
+    device: str = "auto",
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
     progress: Callable[[Progress], None] | None = None,
@@ -144,12 +149,17 @@ def discover(
     schemes that the group leaves invariant (over exact rings: that a conjugate of it in GL x GL x GL does; a lift of
     ``flipgraph``: that one modulo 2 does).
 
+    On ``device`` "cuda" one of the workers does nothing but jobs of the strategy ``batch``, on the GPU, each beside two
+    of every other worker; "auto" does so where there is a GPU, for approximate schemes, unless ``symmetry`` or the
+    strategies named ask for something else. On "cpu" ``batch`` runs when it is named, with the same starts, slower.
+
     Raises UsageError for what makes no sense; returns a Result, found or not.
     """
     chosen = tuple(sorted({strategies} if isinstance(strategies, str) else set(strategies)))
     for name in chosen:
         strategy.get(name)
     problem = Problem(tuple(shape), rank, ring, dtype, seed, starts, chosen, symmetry or "")  # type: ignore[arg-type]
+    problem = placed(problem, device)
     if steps is not None and steps < 1:
         raise UsageError(f"steps is {steps}, must be >= 1")
     if time is not None and not (time > 0 and math.isfinite(time)):
@@ -159,6 +169,8 @@ def discover(
     if time is None and steps is None:
         time = 60.0
     workers = workers or _cores()
+    if chosen and all(strategy.batched(strategy.get(name)) for name in chosen):
+        workers = 1  # one process owns the device, and has no others beside it
     folder = Path(out) if out is not None else store.user_dir()
     if problem.exact:
         bound = bounds.lower_bound(problem.shape, problem.ring)
@@ -183,6 +195,40 @@ def discover(
         result = run.finish(run.search(), folder)
         journal.append({"finished": result.to_json()})
     return result
+
+
+def placed(problem: Problem, device: str) -> Problem:
+    """The problem on the device that is meant; a search on a GPU that names no strategies names all."""
+    if device not in DEVICES:
+        raise UsageError(f"unknown device {device!r:.40}; known: {', '.join(DEVICES)}")
+    if device == "cpu":
+        return problem
+    reason = None
+    if problem.exact or problem.symmetry:
+        reason = "exact and symmetric searches run on the CPU: give --device auto or cpu"
+    elif problem.strategies and not any(strategy.batched(strategy.get(name)) for name in problem.strategies):
+        reason = "none of the strategies named runs on a GPU: name batch too, or give --device auto or cpu"
+    elif not _has_gpu():
+        reason = "no CUDA GPU that torch can use was found: give --device auto or cpu"
+    if reason is None:
+        return dataclasses.replace(problem, device="cuda", strategies=problem.strategies or strategy.names())
+    if device == "cuda":
+        raise UsageError(reason)
+    return problem
+
+
+def _has_gpu() -> bool:
+    """Whether torch sees a CUDA device. It takes seconds to load, and is not asked where there is no driver."""
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libcuda.so.1")
+        except OSError:
+            return False
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
 
 
 def _cores() -> int:
@@ -213,6 +259,9 @@ class _Run:
         self.journal = journal
         self.progress = progress
         self.lag = 2 * workers
+        fitting = [strategy.batched(one) for one, _ in strategy.suitable(problem, Pool(problem))]
+        # the jobs of the device: none, all, or one beside two of each other worker
+        self.device_jobs = 0 if not any(fitting) else 1 if all(fitting) else 2 * workers - 1
         self.pool = Pool(problem)
         self.start_ids: list[str] = []  # of what the search began from, and those of them that its command names
         self.named: list[str] = []
@@ -260,31 +309,30 @@ class _Run:
             crew: list[_Worker] = []
             inbox: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
             running: dict[_Worker, int] = {}
-            next_job = 0
+            lanes = self._lanes()
+            following = dict.fromkeys(lanes, 0)
             reserve = 0.0 if self.seconds is None else min(3.0, 0.05 * self.seconds)
             while True:
-                while next_job in self.answers:
-                    next_job += 1
                 over = self._met() or (self.seconds is not None and self.elapsed() >= self.seconds - reserve)
-                while (
-                    not over
-                    and len(running) < self.workers
-                    and (self.steps is None or next_job < self.steps)
-                    and next_job - self.lag < self.merged
-                ):
-                    idle = next((w for w in crew if w not in running), None)
-                    if idle is None:
-                        idle = _Worker(self.problem, self.initial, inbox)
-                        stack.callback(idle.end)
-                        crew.append(idle)
-                    left = None if self.seconds is None else self.seconds - reserve - self.elapsed()
-                    history = [self.answers[j]["schemes"] for j in range(idle.fed, next_job - self.lag + 1)]
-                    idle.give(next_job, history, None if left is None else time.time() + left)
-                    running[idle] = next_job
-                    next_job += 1
-                    while next_job in self.answers:
-                        next_job += 1
-                    over = self.seconds is not None and self.elapsed() >= self.seconds - reserve
+                for lane, most in lanes.items():
+                    while not over and sum(worker.lane is lane for worker in running) < most:
+                        job = following[lane]
+                        while job in self.answers or self._lane(job) is not lane:
+                            job += 1
+                        following[lane] = job
+                        if (self.steps is not None and job >= self.steps) or job - self.lag >= self.merged:
+                            break
+                        idle = next((w for w in crew if w.lane is lane and w not in running), None)
+                        if idle is None:
+                            idle = _Worker(self.problem, self.initial, inbox, lane)
+                            stack.callback(idle.end)
+                            crew.append(idle)
+                        left = None if self.seconds is None else self.seconds - reserve - self.elapsed()
+                        history = [self.answers[j]["schemes"] for j in range(idle.fed, job - self.lag + 1)]
+                        idle.give(job, history, None if left is None else time.time() + left)
+                        running[idle] = job
+                        following[lane] += 1
+                        over = self.seconds is not None and self.elapsed() >= self.seconds - reserve
                 if not running or (over and self.steps is None and self._met()):
                     break
                 if over and self.seconds is not None and self.elapsed() > self.seconds + 2.0:
@@ -306,6 +354,16 @@ class _Run:
                 self._merge()
                 self._report()
         return self.merged
+
+    def _lanes(self) -> dict[bool | None, int]:
+        """How many workers do the jobs of the device, and how many the others; all alike where there is no device."""
+        if not self.device_jobs:
+            return {None: self.workers}
+        return {True: 1} if self.device_jobs == 1 else {True: 1, False: self.workers - 1}
+
+    def _lane(self, job: int) -> bool | None:
+        """Whether a job is one of the device; None where there is no device."""
+        return job % self.device_jobs == 0 if self.device_jobs else None
 
     def _count_failure(self, answer: dict[str, Any]) -> None:
         """A job that failed found nothing; a search whose every job fails has a cause that the user must see."""
@@ -370,7 +428,7 @@ class _Run:
             tried = f"{jobs} jobs" + (f" and {self.flips} flips" if self.flips else "")
             reason = f"not found after {tried} in {seconds:.1f} s{seen}"
             return Result(False, problem, None, None, None, None, None, None, seconds, jobs, reason, flips=self.flips)
-        scheme = best.scheme if best.scheme.ring.exact else self._polished(best.scheme)
+        scheme, measured = (best.scheme, None) if best.scheme.ring.exact else self._polished(best.scheme)
         if problem.ring == "Z2":
             scheme = transform.to_ring(scheme, "Z2")
         # the jobs up to the one that found it find it again; None where only the clock decided what a job found
@@ -406,21 +464,30 @@ class _Run:
         reason = "" if found else "no better than keeping r of the mkn elementary products"
         kappa = score.noise_gain(kept)
         better = self._better(kept, error)
-        return Result(found, problem, kept, path, e, error, kappa, best.strategy, seconds, jobs, reason, better)
+        return Result(
+            found, problem, kept, path, e, error, kappa, best.strategy, seconds, jobs, reason, better, measured=measured
+        )
 
-    def _polished(self, scheme: Scheme) -> Scheme:
-        """The scheme refined to its last digits by a worker, whose arithmetic runs on one thread as in every job."""
+    def _polished(self, scheme: Scheme) -> tuple[Scheme, float | None]:
+        """The scheme refined to its last digits by a worker, whose arithmetic runs on one thread as in every job; and
+        the error that the device makes with it, where there is one."""
+        measured = None
         inbox: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
         worker = _Worker(self.problem, [{"polish": encode(scheme)}], inbox)
         try:
             worker.hang_up()  # it ends after this, whatever it answers
             # a run by steps waits for the answer, however long; a run by time has seconds left for it
             answer = inbox.get(timeout=None if self.seconds is None else 10.0)[1]
+            if answer is not None and "polished" in answer:
+                scheme = decode(answer["polished"])
+                if self.problem.device != "cpu":  # kernels are compiled first
+                    answer = inbox.get(timeout=60.0)[1]
+                    measured = None if answer is None else answer.get("measured")
         except queue.Empty:
-            return scheme
+            pass
         finally:
             worker.end()
-        return scheme if answer is None or "polished" not in answer else decode(answer["polished"])
+        return scheme, measured
 
     def _better(self, kept: Scheme, error: float) -> dict[str, Any] | None:
         """What the catalogs already hold that is better than an approximate find, if anything."""
@@ -451,8 +518,10 @@ class _Run:
             words += ["--dtype", p.dtype]
         words += ["--time", str(self.seconds)] if steps is None else ["--steps", str(steps)]
         words += ["--seed", str(p.seed), "--workers", str(self.workers)]
-        for name in p.strategies or strategy.names():  # by name, so that a later strategy changes no replay
+        for name in p.strategies or strategy.usual():  # by name, so that a later strategy changes no replay
             words += ["--strategy", name]
+        if any(strategy.batched(strategy.get(name)) for name in p.strategies):
+            words += ["--device", p.device]
         if p.symmetry:
             words += ["--symmetry", p.symmetry]
         if p.starts != "none":
@@ -465,7 +534,10 @@ class _Run:
 class _Worker:
     """A worker process and the thread that reads its answers."""
 
-    def __init__(self, problem: Problem, initial: list[dict[str, Any]], inbox: queue.Queue[Any]) -> None:
+    def __init__(
+        self, problem: Problem, initial: list[dict[str, Any]], inbox: queue.Queue[Any], lane: bool | None = None
+    ) -> None:
+        self.lane = lane  # whether it does the jobs of the device; None: there is no device
         environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
         # the same library as the parent's, also when it runs from a checkout that is not installed
         root = str(_ROOT)
@@ -510,7 +582,7 @@ class _Worker:
             for message in schemes:
                 self._send(message)
         self.fed += len(history)
-        self._send({"job": job, "deadline": deadline})
+        self._send({"job": job, "deadline": deadline} | ({} if self.lane is None else {"device": self.lane}))
 
     def hang_up(self) -> None:
         """Say that nothing more will come."""

@@ -12,16 +12,18 @@ from stl_search import rings, score
 from stl_search.errors import UsageError
 from stl_search.scheme import Scheme, Shape, parse_shape
 
-__all__ = ["Entry", "Pool", "Problem", "cost", "ranks_near"]
+__all__ = ["DEVICES", "Entry", "Pool", "Problem", "cost", "ranks_near"]
 
 STARTS = ("none", "shipped", "catalog")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
 class Problem:
     """A scheme of ``shape`` <m,k,n> with at most ``rank`` products over ``ring``, best at ``dtype`` when approximate.
 
-    ``symmetry`` (see ``stl_search.search.symmetry.action``) asks for schemes that a group leaves invariant.
+    ``symmetry`` (see ``stl_search.search.symmetry.action``) asks for schemes that a group leaves invariant; ``device``
+    ("cpu" or "cuda") is where strategy ``batch`` computes.
 
     Raises UsageError for an unknown ring, dtype or start, and for a rank below 1.
     """
@@ -34,6 +36,7 @@ class Problem:
     starts: str = "none"
     strategies: tuple[str, ...] = ()
     symmetry: str = ""
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", parse_shape(self.shape))
@@ -79,6 +82,7 @@ class Problem:
                 workers,
                 version,
             ]
+            + ([self.device] if self.device != "cpu" else [])
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -13,10 +13,12 @@ from stl_search.errors import StlError, UsageError
 from stl_search.scheme import Scheme
 from stl_search.search.problem import Pool, Problem
 
-__all__ = ["Clock", "Strategy", "get", "names", "register", "suitable"]
+__all__ = ["Clock", "Strategy", "batched", "get", "names", "register", "suitable", "usual"]
 
 # each registers its strategy when imported
-_MODULES = ("numeric", "compose", "deflate", "orbit", "group_algebra", "flipgraph", "border", "mirror", "symmetric")
+_MODULES = (
+    "numeric", "compose", "deflate", "orbit", "group_algebra", "flipgraph", "border", "mirror", "symmetric", "batch",
+)  # fmt: skip
 
 
 class Clock:
@@ -45,6 +47,9 @@ class Strategy(Protocol):
     yields schemes as it finds them, of the problem's shape or of others that may help (factors, neighbouring ranks).
     It takes all randomness from ``rng`` and returns early when the clock has expired. For exact rings it yields
     schemes that it has proved.
+
+    One with a true attribute ``symmetric`` serves searches with a symmetry. One with ``batched`` works on the device of
+    the search: it is chosen only by name, its jobs are apart from the others', and one process does them all.
     """
 
     name: str
@@ -73,6 +78,16 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(_REGISTRY))
 
 
+def usual() -> tuple[str, ...]:
+    """The names of the strategies of a search that names none: all but those that are batched."""
+    return tuple(name for name in names() if not batched(_REGISTRY[name]))
+
+
+def batched(strategy: Strategy) -> bool:
+    """Whether its jobs are the device's."""
+    return bool(getattr(strategy, "batched", False))
+
+
 def get(name: str) -> Strategy:
     """The strategy of that name; raises UsageError that lists the known ones."""
     _load()
@@ -81,9 +96,14 @@ def get(name: str) -> Strategy:
     return _REGISTRY[name]
 
 
-def suitable(problem: Problem, pool: Pool) -> list[tuple[Strategy, float]]:
-    """The strategies that apply, with weights > 0, in name order; raises UsageError when there is none."""
-    chosen = [get(name) for name in (sorted(problem.strategies) or names())]
+def suitable(problem: Problem, pool: Pool, device: bool | None = None) -> list[tuple[Strategy, float]]:
+    """The strategies that apply, with weights > 0, in name order; raises UsageError when there is none.
+
+    ``device`` asks for those whose jobs are the device's, or for the others.
+    """
+    chosen = [get(name) for name in (sorted(problem.strategies) or usual())]
+    if device is not None:
+        chosen = [s for s in chosen if batched(s) == device]
     if problem.symmetry:
         chosen = [s for s in chosen if getattr(s, "symmetric", False)]
     found: list[tuple[Strategy, float]] = []
@@ -101,5 +121,5 @@ def suitable(problem: Problem, pool: Pool) -> list[tuple[Strategy, float]]:
     if not found:
         what = f"<{','.join(map(str, problem.shape))}> over {problem.ring}"
         what += f" with symmetry {problem.symmetry}" if problem.symmetry else ""
-        raise UsageError(f"no strategy of {', '.join(problem.strategies or names())} applies to {what}")
+        raise UsageError(f"no strategy of {', '.join(problem.strategies or usual())} applies to {what}")
     return found

@@ -18,25 +18,30 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from stl_search import decompose, transform
-from stl_search.errors import StlError
+from stl_search.errors import StlError, UsageError
 from stl_search.scheme import Scheme
 from stl_search.search import strategy
 from stl_search.search.journal import decode, encode
 from stl_search.search.problem import Entry, Pool, Problem, cost
 from stl_search.search.strategy import Clock
 
-__all__ = ["main", "polished", "run_job"]
+__all__ = ["main", "measured", "polished", "run_job"]
 
+_MEASURED_SIDE = 960  # of the matrices that a find is measured on
 _SPARSER = 200_000  # proposals to make an exact find sparse: .02 s for <3,3,3>, .05 s for <4,4,4>
 
 
-def run_job(problem: Problem, pool: Pool, index: int, clock: Clock) -> tuple[str, list[Entry]]:
+def run_job(
+    problem: Problem, pool: Pool, index: int, clock: Clock, device: bool | None = None
+) -> tuple[str, list[Entry]]:
     """(strategy name, the schemes that would enter the pool): job ``index`` is a pure function of problem and pool.
+
+    ``device`` says, where some jobs are the device's, whether this one is.
 
     All randomness comes from ``default_rng([seed, index])``, and [seed, index, 1] for making answers sparse.
     """
     rng = np.random.default_rng([problem.seed, index])
-    choices = strategy.suitable(problem, pool)
+    choices = strategy.suitable(problem, pool, device)
     weights = np.array([w for _, w in choices])
     chosen = choices[int(rng.choice(len(choices), p=weights / weights.sum()))][0]
     found: list[Entry] = []
@@ -76,6 +81,23 @@ def polished(problem: Problem, scheme: Scheme) -> Scheme:
     return better if cost(problem, better) < cost(problem, scheme) else scheme
 
 
+def measured(problem: Problem, scheme: Scheme) -> float | None:
+    """The error that the device's own kernels make with the scheme on Gaussian matrices; None where there are none."""
+    if problem.device == "cpu":
+        return None
+    from stl_search.kernels import batch_score, gpu
+
+    if not gpu.available() or problem.dtype not in (*gpu.DTYPES, "fp8_e4m3"):
+        return None
+    blocks = -(-_MEASURED_SIDE // max(problem.shape))
+    try:
+        rng = np.random.default_rng([problem.seed, 2])
+        mean, _ = batch_score.monte_carlo([scheme], problem.dtype, rng, blocks, device=problem.device)
+    except UsageError:  # fp8_e4m3 on a GPU that has none
+        return None
+    return float(mean[0])
+
+
 def main() -> None:
     """Serve jobs until standard input ends."""
     # strategies may print; only answers may reach the real standard output
@@ -103,7 +125,9 @@ def main() -> None:
         if "polish" in message:
             scheme = decode(message["polish"])
             try:
-                _send(out, {"polished": encode(polished(problem, scheme))})
+                scheme = polished(problem, scheme)
+                _send(out, {"polished": encode(scheme)})
+                _send(out, {"measured": measured(problem, scheme)})
             except Exception:
                 _send(out, {"error": traceback.format_exc()})
             continue
@@ -111,7 +135,7 @@ def main() -> None:
         deadline = message["deadline"]
         clock = Clock(None if deadline is None else max(0.0, deadline - time.time()))
         try:
-            name, found = run_job(problem, pool, message["job"], clock)
+            name, found = run_job(problem, pool, message["job"], clock, message.get("device"))
         except Exception:
             failure = {"strategy": "", "seconds": 0.0, "schemes": [], "error": traceback.format_exc()}
             _send(out, {"job": message["job"], **failure})
