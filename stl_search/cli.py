@@ -1235,7 +1235,7 @@ def amm(a_file: str, b_file: str, output: str, encoder: str, dtype: str | None, 
         from stl_search.catalog.store import load
 
         chosen = Plan(load(encoder), dtype, complex=dtype_name(a.dtype)[1])
-    how = runtime.explain(sizes, a.dtype, chosen)
+    how = runtime.explain(sizes, a.dtype, chosen, show=False)
     c = runtime.amm(a, b, chosen)
     measured = runtime.relative_error(c, a, b)
     result = c if isinstance(c, np.ndarray) else c.float().numpy()

@@ -62,8 +62,8 @@ def rows(sizes: Sequence[int], dtype: str = "fp32", repeats: int = 5, schemes: s
     entries.sort(key=lambda e: (math.prod(e.shape), e.shape, -e.rank))
     for n in sizes:
         case = _Case(n, dtype, repeats)
-        found = explain((n, n, n), dtype)
-        choice = "dense" if found.plan is None else str(found).partition(":")[0]
+        found = explain((n, n, n), dtype, show=False)
+        choice = found.name
         yield case.row(OPEN, partial(amm, case.a, case.b), found.predicted_error, choice, "none")
         for entry in entries:
             plan = Plan(store.scheme_of(entry), dtype, "bf16" if dtype == "bf16" else "")  # as speed is asked for

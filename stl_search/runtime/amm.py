@@ -27,6 +27,7 @@ from stl_search.runtime.dispatch import (
     Request,
     catalog_stamp,
     choose,
+    dense_way,
     explain,
     request_of,
 )
@@ -71,11 +72,12 @@ def amm(
     all of that, honoured at the price of speed and refused where it cannot be. With gradients, on other devices, and
     at several levels, A encoded and all products (r/(m k) and r/(m n) of A and C) are in memory at once.
 
-    ``check`` estimates the error of the result (``estimate_error``) and returns the dense product, with a StlWarning,
-    where it exceeds ``rtol``; an encoder that names one scheme may then come with ``rtol``. ``randomize`` is a seed:
-    rows, columns and inner indices are mixed by random orthogonal transforms that cancel in the result, so that the
-    expected error does not hinge on structure in the data: ("hadamard", seed), or ("signs", seed) for signs alone,
-    which are cheaper and leave the magnitudes of entries where they are; see ``runtime.estimate``.
+    ``check`` estimates the error of the result (``estimate_error``) and returns the fastest dense product at hand, with
+    a StlWarning that says so, where it exceeds ``rtol``; an encoder that names one scheme may then come with ``rtol``.
+    ``randomize`` is a seed: rows, columns and inner indices are mixed by random orthogonal transforms that cancel in
+    the result, so that the expected error does not hinge on structure in the data: ("hadamard", seed), or ("signs",
+    seed) for signs alone, which are cheaper and leave the magnitudes of entries where they are; see
+    ``runtime.estimate``.
 
     Inside torch.compile the call is one operator, whose graph serves all sizes: encoders and encoded operands may be
     anything, and an open selector chooses when the product runs. There, ``check`` and ``randomize`` have no gradients.
@@ -326,9 +328,11 @@ def _out_name(out_dtype: Any, a: Operand | EncodedOperand) -> str:
     return name
 
 
-def _dense_as(out_dtype: Any, a: Operand, b: Operand) -> Any:
-    """A @ B in the precision that ``amm`` was asked for."""
-    return _dense(a, b, a.dtype if out_dtype is None else _out_name(out_dtype, a))
+def _dense_as(out_dtype: Any, a: Operand, b: Operand) -> tuple[Any, str]:
+    """A @ B in the precision that ``amm`` was asked for, by the fastest routine at hand; and its name."""
+    out = a.dtype if out_dtype is None else _out_name(out_dtype, a)
+    way = dense_way(_problem(a, b, _check_pair(a, b), out))
+    return _dense(a, b, out, way), way
 
 
 _quick: dict[Any, str] = {}  # shapes and dtypes of plain calls whose answer is dense -> by which routine
