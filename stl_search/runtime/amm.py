@@ -1,9 +1,4 @@
-"""``amm``: C = A B by a scheme, for torch tensors and numpy arrays of any size; and operands encoded in advance.
-
-What a product does to its entries: a NaN or infinity in A or B makes at least those entries of C non-finite that it
-makes non-finite in A @ B (for exact schemes), and may spread to the entries that share its place in other blocks; it
-never disappears. In fp16, sums of entries near 65504 overflow to infinity.
-"""
+"""``amm``: C = A B by a scheme, for torch tensors and numpy arrays of any size; and operands encoded in advance."""
 
 from __future__ import annotations
 
@@ -67,9 +62,14 @@ def amm(
     A or B may be an ``EncodedOperand``: then its plan is meant. ``backend`` is "auto" (the fastest kernels at hand) or
     "reference" (plain torch).
 
-    Memory on the processor, without gradients, beside operands and result: B encoded (r/(k n) of its size) and one
-    chunk of encoded rows of A and of products, 512 MB or 16 rows of each slice; ``workspace`` is a bound in bytes on
-    all of that, honoured at the price of speed and refused where it cannot be. With gradients, on other devices, and
+    A NaN or infinity in A or B makes at least those entries of C non-finite that it makes non-finite in A @ B, and may
+    spread to the entries that share its place in other blocks (with ``randomize``, to all entries); it never
+    disappears. In float16, sums of entries near 65504 overflow to infinity.
+
+    Memory on the processor, without gradients, beside operands and result: B encoded (r/(k n) of its size, and where
+    16-bit operands are multiplied in float32 once more in float32) and one chunk of encoded rows of A and of products,
+    512 MB or 16 rows of each slice; ``workspace`` is a bound in bytes on all of that, honoured at the price of speed
+    and refused where it cannot be. With gradients, on other devices, and
     at several levels, A encoded and all products (r/(m k) and r/(m n) of A and C) are in memory at once.
 
     ``check`` estimates the error of the result (``estimate_error``) and returns the fastest dense product at hand, with
