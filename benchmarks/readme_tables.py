@@ -47,18 +47,49 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
 
 
-def speeds() -> str:
-    """How many times faster than dense <4,4,4> schemes are at 4096 square in fp32, by rank."""
-    found = {(row["rank"], row["encoded"]): row for row in _rows("amm_cpu.jsonl") if row.get("rank")}
+SHOWN = (49, 32, 24, 16, 12)  # ranks of <4,4,4> in the tables of speeds
+
+
+def _measured() -> dict[tuple[int, int | None, str], dict[str, Any]]:
+    """The newest rows of amm_cpu.jsonl in fp32, by size, rank of a <4,4,4> (None for the open selector), encoding."""
+    found = {}
+    for row in _rows("amm_cpu.jsonl"):
+        if row["dtype"] == "fp32" and row["scheme"].startswith(("4x4x4_", "catalog:")):
+            found[row["size"], row.get("rank"), row["encoded"]] = row
     wrong = [key for key, row in found.items() if not row["ok"]]
     if wrong:
         sys.exit(f"rows of amm_cpu.jsonl with a wrong result: {wrong}")
-    ranks = sorted({rank for rank, _ in found}, reverse=True)
+    return found
+
+
+def speeds() -> str:
+    """How many times faster than dense <4,4,4> schemes are at 4096 square in fp32, by rank."""
+    found = {(rank, encoded): row for (size, rank, encoded), row in _measured().items() if size == 4096}
+    ranks = [r for r in SHOWN if (r, "none") in found]
     lines = [f"| rank | {' | '.join(map(str, ranks))} |", "|---" * (1 + len(ranks)) + "|"]
     for encoded, name in (("rhs", "B encoded beforehand"), ("none", "nothing encoded beforehand")):
         lines.append(f"| {name} | {' | '.join(format(found[r, encoded]['ratio']['p50'], '.2f') for r in ranks)} |")
     lines.append(f"| error | {' | '.join(format(found[r, 'none']['error'], '.2g') for r in ranks)} |")
     return "\n".join(lines)
+
+
+def sizes() -> str:
+    """By size: the open exact selector's ratio to dense and its choice, and those of <4,4,4> schemes by rank."""
+    found = _measured()
+    columns = sorted({size for size, rank, _ in found if rank is None})
+    lines = [f"| size | {' | '.join(map(str, columns))} |", "|---" * (1 + len(columns)) + "|"]
+    lines.append(f"| open exact selector | {' | '.join(_ratio(found.get((n, None, 'none'))) for n in columns)} |")
+    choices = [found[n, None, "none"]["choice"].rpartition(" ")[0] or found[n, None, "none"]["choice"] for n in columns]
+    lines.append(f"| its choice | {' | '.join(choices)} |")
+    for rank in SHOWN:
+        for encoded, how in (("rhs", "B encoded"), ("none", "nothing encoded")):
+            cells = [_ratio(found.get((n, rank, encoded))) for n in columns]
+            lines.append(f"| rank {rank}, {how} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _ratio(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{row['ratio']['p50']:.2f}"
 
 
 def conversion() -> str:
@@ -79,7 +110,7 @@ def conversion() -> str:
     return "\n".join(lines)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"catalog": tables, "speeds": speeds, "conversion": conversion}
+BLOCKS: dict[str, Callable[[], str]] = {"catalog": tables, "speeds": speeds, "sizes": sizes, "conversion": conversion}
 
 
 def rendered(text: str) -> str:

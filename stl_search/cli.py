@@ -1148,13 +1148,19 @@ def bench_flips(shape: Shape | None, tile: int | None, seconds: float, repeats: 
     "--sizes", default="256,512,1024,2048,4096,8192", show_default=True, metavar="N,N,..", help="Sides of the products."
 )
 @click.option("--dtype", type=dtype_choice, default="fp32", show_default=True, help="Precision of the operands.")
-@click.option("--schemes", default="all", show_default=True, metavar="all|none|RANK,ID,..", help="Which shipped ones.")
-@click.option("--repeats", type=click.IntRange(1, 1000), default=5, show_default=True, help="Pairs of runs a row.")
+@click.option(
+    "--schemes", default="winners", show_default=True, metavar="winners|all|none|RANK,ID,..", help="Which shipped ones."
+)
+@click.option("--repeats", type=click.IntRange(1, 1000), default=5, show_default=True, help="Pairs of runs, at most.")
+@click.option("--out", type=click.Path(dir_okay=False), metavar="FILE", help="Append rows, skip those already there.")
 @json_option
-def bench_amm(sizes: str, dtype: str, schemes: str, repeats: int, as_json: bool) -> None:
-    """Ratio to the fastest dense product, for the open selector and every shipped scheme, above 1 where faster.
+def bench_amm(sizes: str, dtype: str, schemes: str, repeats: int, out: str | None, as_json: bool) -> None:
+    """Ratio to the fastest dense product, for the open selector and shipped schemes, above 1 where faster.
 
-    Each scheme twice: nothing encoded in advance, and B pre-encoded. Big sizes take minutes.
+    Each scheme twice: nothing encoded in advance, and B pre-encoded. Winners are the exact schemes and, for each
+    sixteenth of the multiplications, the most accurate approximate one; with all sizes they take half an hour. Rows go
+    to --out, one JSON object a line, as soon as they are measured: the same command goes on where it was interrupted,
+    and measures anew after a change of machine, versions or commit.
     """
     from stl_search.bench import amm as measure
 
@@ -1163,10 +1169,19 @@ def bench_amm(sizes: str, dtype: str, schemes: str, repeats: int, as_json: bool)
     if not all(part.isdigit() and int(part) for part in sizes.split(",")):
         raise UsageError(f"--sizes is {sizes!r}, must be positive numbers with commas between")
     sides = [int(part) for part in sizes.split(",")]
-    rows = []
-    for row in measure.rows(sides, dtype, repeats, schemes):
+    ids = [None, *(e.id for e in measure.chosen(schemes, dtype))]
+    about = {**measure.environment(), "dtype": dtype, "repeats": repeats}
+    wanted = [{**about, "size": n, "id": id_, "encoded": x} for n in sides for id_ in ids for x in measure.ENCODED]
+    known = {measure.key(row): row for row in _rows_of(out)} if out is not None else {}
+    rows = [known[k] for k in map(measure.key, wanted) if k in known]
+    total = len(wanted) - len(sides)  # the selector has nothing pre-encoded
+    for row in measure.rows(sides, dtype, repeats, schemes, known):
         rows.append(row)
-        print(f"{row['size']} {row['scheme']} {row['encoded']} {row['ratio']['p50']:.2f}", file=sys.stderr)
+        if out is not None:
+            _append(out, row)
+        where = f"[{len(rows)}/{total}] {row['size']} {row['scheme']} {row['encoded']}"
+        print(f"{where} {row['ratio']['p50']:.2f}" + ("" if row["ok"] else " WRONG"), file=sys.stderr)
+    rows.sort(key=lambda row: sides.index(row["size"]))  # what was there before in its place
     if as_json:
         _print_json({**measure.environment(), "rows": rows})
         return
@@ -1178,6 +1193,28 @@ def bench_amm(sizes: str, dtype: str, schemes: str, repeats: int, as_json: bool)
         for row in rows
     ]  # fmt: skip
     _console().print(_table("speed relative to the fastest dense product", columns, cells))
+
+
+def _rows_of(path: str) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; none where it is not there yet."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            found = [json.loads(line) for line in file if line.strip()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path} is no file of rows, one JSON object a line: {error}") from None
+    if not all(isinstance(row, dict) for row in found):
+        raise FormatError(f"{path} is no file of rows, one JSON object a line")
+    return found
+
+
+def _append(path: str, row: dict[str, Any]) -> None:
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
 # -- reports -----------------------------------------------------------------------------------------------------------
@@ -1243,7 +1280,7 @@ def amm(a_file: str, b_file: str, output: str, encoder: str, dtype: str | None, 
         from stl_search.catalog.store import load
 
         chosen = Plan(load(encoder), dtype, complex=dtype_name(a.dtype)[1])
-    how = runtime.explain(sizes, a.dtype, chosen)
+    how = runtime.explain(sizes, a.dtype, chosen, show=False)
     c = runtime.amm(a, b, chosen)
     measured = runtime.relative_error(c, a, b)
     result = c if isinstance(c, np.ndarray) else c.float().numpy()

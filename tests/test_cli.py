@@ -634,6 +634,32 @@ def test_bench_amm_measures_the_selector_and_every_shipped_scheme_of_a_rank(
         assert 0 < row["ratio"]["p20"] <= row["ratio"]["p50"] <= row["ratio"]["p80"]
         assert row["choice"]
     ids = sorted({row["id"] for row in found["rows"] if "id" in row})[:2]
+    rows = tmp_path / "rows.jsonl"
+    again = ("bench", "amm", "--schemes", ids[0], "--repeats", "1", "--json", "--out", str(rows))
+    first = run(*again, "--sizes", "48")
+    kept = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert json.loads(first.stdout)["rows"] == kept
+    assert [(row["size"], row["encoded"], "id" in row) for row in kept] == [
+        (48, "none", False),
+        (48, "none", True),
+        (48, "rhs", True),
+    ]
+    assert {"bench", "machine", "commit", "torch", "pairs", "choice", "dense"} <= kept[0].keys()
+    rows.write_text("".join(json.dumps(row) + "\n" for row in kept[:2]))  # interrupted before the third
+    second = run(*again, "--sizes", "40,48")
+    after = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert after[:2] == kept[:2]
+    assert [(row["size"], row["encoded"]) for row in after[2:]] == [
+        *((40, "none"), (40, "none"), (40, "rhs")),
+        *((48, "none"), (48, "rhs")),  # both of a scheme, since they are measured in turn
+    ]
+    assert "/6]" in second.stderr
+    assert json.loads(second.stdout)["rows"][-1]["ratio"] == after[-1]["ratio"]
+    third = run(*again, "--sizes", "40,48")
+    assert rows.read_text().splitlines() == [json.dumps(row) for row in after]
+    assert [row["size"] for row in json.loads(third.stdout)["rows"]] == [40] * 3 + [48] * 3
+    rows.write_text("no rows\n")
+    assert run(*again).exit_code == 2
     named = run("bench", "amm", "--sizes", "48", "--schemes", ",".join(i[:8] for i in ids), "--repeats", "1", "--json")
     calibrate._rates.cache_clear()
     assert {row["id"] for row in json.loads(named.stdout)["rows"] if "id" in row} == set(ids)

@@ -20,7 +20,7 @@ from stl_search.catalog import store
 from stl_search.errors import NotFoundError, UsageError
 from stl_search.kernels import dense
 from stl_search.kernels.plan import Plan
-from stl_search.runtime import calibrate, dispatch
+from stl_search.runtime import calibrate, dispatch, measured
 from stl_search.runtime.amm import amm, encode_rhs
 from stl_search.runtime.calibrate import Rates
 from stl_search.runtime.dispatch import Cost, Problem, dense_seconds, explain, request_of, scheme_seconds
@@ -60,6 +60,12 @@ def machine(bandwidth: float, narrow: float) -> Any:
 def cautious(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with slow memory: 33 flops of a product take as long as one byte."""
     monkeypatch.setattr(calibrate, "rates", machine(3e9, 5.0))
+
+
+@pytest.fixture(autouse=True)
+def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model alone decides; one test lets timings in."""
+    monkeypatch.setattr(dispatch, "UNSURE", (0.95, 0.95))
 
 
 @pytest.fixture
@@ -341,8 +347,9 @@ def test_the_explanation_shows_what_was_weighed() -> None:
     times = [time for _, time in found.alternatives]
     assert times == sorted(times)
     assert "dense" in names
-    assert repr(found).splitlines()[0] == str(found)
-    assert len(repr(found).splitlines()) == 1 + len(names)
+    lines = found.table().splitlines()
+    assert len(lines) == 3 + len(names)
+    assert [line.startswith("->") for line in lines[3:]] == [name == found.name for name in names]
     assert explain(HUGE, encoder=STRASSEN).cost == pytest.approx(7 / 8, rel=0.1)
 
 
@@ -360,3 +367,60 @@ def test_amm_takes_the_dense_product_that_is_fastest(monkeypatch: pytest.MonkeyP
     assert torch.equal(amm(a * 1j, b * 1j), torch.full((3, 5), -4.0 + 0j))  # which it does not multiply
     assert torch.equal(amm(a, b, out_dtype="fp64"), torch.full((3, 5), 4.0, dtype=torch.float64))
     assert called == [(3, 4)]
+
+
+def test_what_the_model_cannot_tell_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the bounds, and for one real product of some size on the processor, the timing has the last word."""
+    keep(STRASSEN)
+    asked: list[tuple[Any, ...]] = []
+    answer = [0.9]
+
+    def slowdown(plan: Plan, levels: int, sizes: tuple[int, int, int], seconds: float, way: str) -> float:
+        asked.append((plan.scheme, levels, sizes, way))
+        return answer[0]
+
+    monkeypatch.setattr(measured, "slowdown", slowdown)
+    monkeypatch.setattr(dispatch, "LEVELS", 1)
+    sizes = (4096, 4096, 4096)
+    model = scheme_seconds(Cost.of_entry(store.candidates((2, 2, 2), 7, None, "ZT")[0], (2, 2, 2)), Problem(*sizes))
+    share = model / dense_seconds(Problem(*sizes))
+    assert dispatch.MARGIN < share < 1.2  # dense, by the model
+    assert explain(sizes).plan is None
+    assert not asked
+    monkeypatch.setattr(dispatch, "UNSURE", (0.9, 1.2))
+    found = explain(sizes)
+    assert asked == [(STRASSEN, 1, sizes, "torch")]
+    assert found.scheme == STRASSEN
+    assert found.cost == 0.9
+    assert "as measured" in found.reason
+    for answer[0], taken in ((0.96, True), (0.98, False), (1.2, False)):
+        found = explain(sizes)
+        assert (found.scheme == STRASSEN) == taken
+        assert "as measured" in found.reason
+    asked.clear()
+    answer[0] = 0.5
+    monkeypatch.setattr(dispatch, "UNSURE", (0.5, 0.9))  # sure that dense is faster
+    assert explain(sizes).plan is None
+    monkeypatch.setattr(dispatch, "UNSURE", (0.9, 1.2))
+    several = dataclasses.replace(Problem(*sizes), count=2, lhs_count=2)
+    assert dispatch.choose(request_of(None), several).plan is None  # a batch
+    assert dispatch.choose(request_of(None), dataclasses.replace(Problem(*sizes), complex=True)).plan is None
+    monkeypatch.setattr(measured, "SHORTEST", 1e9)
+    assert explain(sizes).plan is None
+    assert not asked
+
+
+def test_it_prints_unless_told_not_to(capsys: pytest.CaptureFixture[str]) -> None:
+    keep(STRASSEN, SQUARED)
+    found = explain(HUGE, rtol=0.1)
+    printed = capsys.readouterr().out
+    assert printed == f"131072 x 131072 times 131072 x 131072 in fp32 on cpu\n{found.table()}\n"
+    for name, _ in found.alternatives:
+        assert name in printed
+    assert found.name in printed.splitlines()[1]
+    assert explain(HUGE, rtol=0.1, show=False) == found
+    assert capsys.readouterr().out == ""
+    named = explain((4096, 4096, 4096), "complex64", STRASSEN)
+    assert [name for name, _ in named.alternatives if name != "dense"] == [named.name]
+    assert "complex fp32" in capsys.readouterr().out
+    assert repr(named) == str(named)

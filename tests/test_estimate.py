@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import stl_search as stl
 from stl_search import transform
 from stl_search.errors import StlWarning, UsageError, VerificationError
-from stl_search.runtime import estimate
+from stl_search.kernels import dense
+from stl_search.runtime import calibrate, estimate
 from stl_search.runtime.amm import amm, encode_rhs, relative_error
 from stl_search.runtime.estimate import Mixer, apriori_bound, estimate_error
 from stl_search.scheme import Scheme
@@ -146,6 +147,23 @@ def test_check_lets_good_products_pass_and_replaces_bad_ones_saying_so() -> None
         c = amm(*narrow, HALF, check=True, rtol=0.1, out_dtype=torch.float32)
     assert c.dtype == torch.float32
     assert relative_error(c, *narrow) < 1e-5
+
+
+def test_check_falls_back_to_the_fastest_dense_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose it is stands in the warning; small products, for which nothing is measured, are torch's."""
+    rough = Scheme((2, 2, 2), "R", *(f[:4] for f in STRASSEN.as_float()))
+    a, b = torch.ones(200, 200), torch.ones(200, 200)
+    speed = ((1.0, 1e9),)
+    rates = calibrate.Rates(speed, ("onednn",), speed, (), 1e9, 1e9, 0.0)
+    monkeypatch.setattr(calibrate, "rates", lambda device, dtype: rates)
+    called = []
+    monkeypatch.setitem(dense.WAYS, "onednn", lambda x, y: called.append(x.shape) or x @ y)
+    with pytest.warns(StlWarning, match=r"dense product is returned, by the fastest routine at hand \(onednn\)"):
+        c = amm(a, b, rough, check=True, rtol=1e-6)
+    assert called == [(200, 200)]
+    assert torch.equal(c, torch.full((200, 200), 200.0))
+    with pytest.warns(StlWarning, match=r"at hand \(torch\)"):
+        amm(a[:9], b[:, :9], rough, check=True, rtol=1e-6)
 
 
 def test_check_sees_nan() -> None:

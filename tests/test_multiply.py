@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from stl_search import transform
 from stl_search.errors import UsageError
 from stl_search.kernels import cpu, dense, multiply
-from stl_search.kernels.plan import LAYOUTS, Plan
+from stl_search.kernels.plan import LAYOUTS, Plan, torch_dtype
 from stl_search.runtime.amm import amm, encode_lhs, encode_rhs
 from stl_search.testing import STRASSEN
 
@@ -30,6 +30,24 @@ SIDE = st.sampled_from([1, 2, 5, 17, 40, 67])
 def whole(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     """Whole numbers: products of them are exact in float32."""
     return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+class Memory:
+    """Stands for ``cpu.empty``: NaN throughout, and what is allocated at any time is counted."""
+
+    def __init__(self) -> None:
+        self.live = self.peak = 0
+
+    def _release(self, size: int) -> None:
+        self.live -= size
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        made = np.full(max(1, size), 255, np.uint8)
+        weakref.finalize(made, self._release, size)
+        return torch.from_numpy(made)[:size].view(dtype).view(shape)
 
 
 @settings(deadline=None, max_examples=80)
@@ -86,25 +104,13 @@ def test_a_workspace_is_honoured(
     x = multiply.encode(a, plan, "lhs") if given_encoded[0] else a
     y = multiply.encode(b, plan, "rhs") if given_encoded[1] else b
     least = multiply.least_workspace(x, y, plan, m, n, given_encoded)
-    live, peak = [0], [0]
-
-    def release(size: int) -> None:
-        live[0] -= size
-
-    def counted(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        size = math.prod(shape) * dtype.itemsize
-        live[0] += size
-        peak[0] = max(peak[0], live[0])
-        made = np.full(max(1, size), 255, np.uint8)  # NaN throughout
-        weakref.finalize(made, release, size)
-        return torch.from_numpy(made)[:size].view(dtype).view(shape)
-
+    memory = Memory()
     limit = max(1, int(least * room))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu, "empty", counted)
+        patch.setattr(cpu, "empty", memory.empty)
         c = multiply.multiply(x, y, plan, m, n, given_encoded, limit=limit)
     assert torch.equal(c, a @ b)
-    assert peak[0] <= limit + c.nbytes
+    assert memory.peak <= limit + c.nbytes
     if least > 1:
         with pytest.raises(UsageError, match=f"too small for this product and scheme: give {least} at least"):
             multiply.multiply(x, y, plan, m, n, given_encoded, limit=least - 1)
@@ -123,6 +129,35 @@ def test_memory_peak_of_amm_keeps_to_what_is_documented() -> None:
         tracemalloc.stop()
         assert peak <= c.nbytes + workspace + (1 << 20)
         assert (c == n).all()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.tuples(SIDE, SIDE, SIDE),
+    st.sampled_from([((), ()), ((3,), ()), ((2,), (2,)), ((2, 3), (3,))]),
+    st.sampled_from(list(SCHEMES)),
+    st.sampled_from(["fp32", "fp64", "bf16", "fp16"]),
+    st.integers(1, 200_000),
+)
+def test_memory_without_a_limit_is_b_encoded_and_one_chunk(
+    sizes: tuple[int, int, int], batches: tuple[tuple[int, ...], tuple[int, ...]], name: str, dtype: str, chunk: int
+) -> None:
+    """Everything that is allocated at once, the result apart; a chunk is ``CHUNK`` bytes or FEWEST rows."""
+    m, k, n = sizes
+    plan = Plan(SCHEMES[name], dtype)
+    kind = torch_dtype(dtype)
+    a, b = whole((*batches[0], m, k), 0).to(kind), whole((*batches[1], k, n), 1).to(kind)
+    memory = Memory()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "empty", memory.empty)
+        patch.setattr(multiply, "CHUNK", chunk)
+        c = multiply.multiply(a, b, plan, m, n)
+    down, inner, across = (-(-side // part) for side, part in zip(sizes, plan.scheme.shape, strict=True))
+    entry = {"fp32": 4, "fp64": 8}.get(dtype, 2 + 4)  # 16-bit operands are multiplied in float32
+    made = 8 if dtype == "fp64" else 4
+    encoded = plan.scheme.rank * inner * across * entry
+    row = plan.scheme.rank * (inner * entry + across * made)
+    assert memory.peak <= c.nbytes + encoded + max(chunk, min(multiply.FEWEST, down) * row)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -418,3 +418,59 @@ def test_a_layer_that_calibration_never_ran_is_left() -> None:
     report = convert_(m, Config(ROUGH, calibrate=lambda m: m[0](torch.ones(8, 4))))
     assert report.left == {"1": "calibration never ran it"}
     assert Encoders.of(ROUGH).expected_error() == pytest.approx(score.expected_error(ROUGH))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder": STRASSEN},
+        {"encoder": STRASSEN, "weight": "encoded", "sharing": "row"},
+        {"encoder": ROUGH},
+        {"encoder": ROUGH, "weight": "encoded"},
+        {"encoder": (STRASSEN, 4)},
+        {"budget": 0.9, "candidates": ((CLASSICAL, 12), (CLASSICAL, 8))},
+    ],
+)
+def test_a_narrow_model_keeps_its_dtype_and_is_fitted_as_a_wide_one(dtype: torch.dtype, options: Any) -> None:
+    """The same fit as for the same numbers in float64, but for the rounding of what is kept."""
+    dense = model().to(dtype)
+    x, other = structured(600, 8).reshape(60, 10, 8).to(dtype) / 8, structured(100, 8, seed=7).to(dtype) / 8
+    with torch.no_grad():
+        want = copy.deepcopy(dense).double()(other.double())
+    errors = []
+    for kind in (dtype, torch.float64):
+        m = copy.deepcopy(dense).to(kind)
+        report = convert_(m, Config(**options, calibrate=lambda part, kind=kind: part(x.to(kind))))
+        assert {p.dtype for p in m.parameters()} == {kind}
+        assert all(row.measured is not None and math.isfinite(row.measured) for row in report.rows)
+        with torch.no_grad():
+            y = m(other.to(kind))
+        assert y.dtype == kind
+        errors.append(float((y.double() - want).norm() / want.norm()))
+    assert errors[0] <= errors[1] + 16 * torch.finfo(dtype).eps
+
+
+def test_sensitivities_of_a_narrow_model_do_not_overflow() -> None:
+    """Each output fits float16, the norm of all of them does not."""
+    dense = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).half()
+    with torch.no_grad():
+        for p in dense.parameters():
+            p.copy_(inputs(*p.shape, seed=p.ndim) * 20)
+    x = structured(600, 8).half() / 8
+    config = Config(budget=0.9, candidates=((CLASSICAL, 4),), calibrate=lambda part: part(x))
+    survey = stl.nn.survey(dense, config)
+    with torch.no_grad():
+        assert dense(x).isfinite().all()
+        assert dense(x).float().norm() > torch.finfo(torch.float16).max
+    assert all(0 < s < math.inf for s in survey.sensitivities.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_narrow_model_comes_back(dtype: torch.dtype) -> None:
+    dense = model().to(dtype)
+    m = copy.deepcopy(dense)
+    convert_(m, Config(STRASSEN))
+    unconvert_(m)
+    for mine, want in zip(m.parameters(), dense.parameters(), strict=True):
+        assert torch.equal(mine, want)

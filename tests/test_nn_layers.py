@@ -346,3 +346,47 @@ def test_the_catalog_serves_layers_and_operations_are_counted() -> None:
     assert layer.multiplications * 4 == 32 * (3 * 16 + 3 * 2 + 2 * 16)
     x = inputs(4, 10, dtype=torch.float32)
     assert functional.encode_lhs(x, layer.encoders.u).shape == (32, 1, 3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_compiled_kernels_do_what_plain_operations_do(
+    mode: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values with the kernels and without; with gradients the plain form is taken, and they are the same."""
+    calls: list[str] = []
+    for name in ("encode", "decode"):
+        real = getattr(functional.ops, name)
+        monkeypatch.setattr(functional.ops, name, lambda *a, name=name, real=real: calls.append(name) or real(*a))
+    layer = STLLinear(23, 17, encoder=ROUGH, weight=mode, dtype=dtype)
+    conv = STLConv2d(3, 5, 3, encoder=ROUGH, weight=mode, dtype=dtype, padding=1)
+    x, image = inputs(3, 2, 11, 23, dtype=dtype), inputs(2, 3, 6, 7, seed=1, dtype=dtype)
+    close = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 64 * torch.finfo(dtype).eps}  # sums in another order
+
+    def run() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            narrow = layer(x)
+        return [layer(x), conv(image), layer(x.mT.contiguous().mT), layer(x[0, 0, 0]), narrow]
+
+    def gradients() -> list[torch.Tensor]:
+        parameters = [p for m in (layer, conv) for p in m.parameters() if p.requires_grad]
+        return list(torch.autograd.grad(layer(x).float().sum() + conv(image).float().sum(), parameters))
+
+    with torch.no_grad():
+        plain = run()
+    wanted = gradients()
+    assert not calls  # all of it is small
+    monkeypatch.setattr(functional, "LARGE", 0)
+    for got, want in zip(gradients(), wanted, strict=True):
+        assert torch.equal(got, want)
+    assert not calls
+    with torch.no_grad():
+        for got, want in zip(run(), plain, strict=True):
+            assert got.dtype == want.dtype
+            rough = {"rtol": 0.05, "atol": 0.05} if got.dtype == torch.bfloat16 else close
+            torch.testing.assert_close(got, want, **rough)
+        assert set(calls) == {"encode", "decode"}
+        calls.clear()
+        one = STLLinear(23, 17, encoder=ROUGH, per_row=True, dtype=dtype)
+        one(x)
+        assert "encode" not in calls  # encoders of their own for each inner tile: plain

@@ -10,7 +10,7 @@ import math
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,108 +24,164 @@ from stl_search.kernels.plan import Plan, torch_dtype
 from stl_search.runtime import calibrate
 from stl_search.runtime.amm import amm, encode_rhs
 from stl_search.runtime.dispatch import explain
+from stl_search.search.portfolio import commit
 
-__all__ = ["OPEN", "environment", "rows"]
+__all__ = ["ENCODED", "OPEN", "chosen", "environment", "key", "rows", "winners"]
 
 OPEN = "catalog:best"
+ENCODED = ("none", "rhs")
+KEY = ("machine", "threads", "torch", "version", "commit", "dtype", "repeats", "size", "id", "encoded")
+STEPS = 16  # shares of the multiplications for which a winner is named
 SAMPLED = 16  # rows of the result whose error is measured
 ENOUGH = 0.05  # seconds that a run takes at least: shorter ones time how threads wake up after a pause
+LONG = 0.3  # seconds of a call beside which waking up does not count
+PATIENCE = 8.0  # seconds for the turns of one scheme
+
+_Run = tuple[dict[str, Any], Callable[[], torch.Tensor], float]  # a row, its product, the error to expect
 
 
 def environment() -> dict[str, Any]:
-    """What the times hang on: processor, threads, versions."""
+    """What the times hang on: processor, threads, versions, commit."""
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
     except OSError:
         pass
-    threads = torch.get_num_threads()
-    return {"machine": name, "threads": threads, "torch": str(torch.__version__), "version": __version__}
+    versions = {"torch": str(torch.__version__), "version": __version__, "commit": commit()}
+    return {"machine": name, "threads": torch.get_num_threads(), **versions}
 
 
-def rows(sizes: Sequence[int], dtype: str = "fp32", repeats: int = 5, schemes: str = "all") -> Iterator[dict[str, Any]]:
-    """For each size n: the open exact selector on n x n x n, then the shipped schemes, without and with B pre-encoded.
+def winners(entries: Sequence[store.Entry], dtype: str) -> list[store.Entry]:
+    """Every exact entry, and for each sixteenth of the multiplications kept the most accurate within it at ``dtype``.
 
-    ``schemes`` is "all" (of the shipped catalog), "none", or ranks and first 8 or more digits of ids, with commas
-    between. ``ratio`` is dense time over the row's, above 1 where the row is faster: quantiles over the pairs of runs.
-    Raises UsageError where nothing shipped has such a rank or id.
+    Over all shapes together: each of the latter is on the Pareto front of (multiplications kept, error).
+    """
+    found = [e for e in entries if e.exact]
+    for step in range(1, STEPS):
+        within = [e for e in entries if STEPS * e.rank <= step * math.prod(e.shape)]
+        best = min(within, key=lambda e: (e.error(dtype), e.rank / math.prod(e.shape), e.id), default=None)
+        found += [best] if best is not None and best not in found else []
+    return found
+
+
+def chosen(schemes: str, dtype: str) -> list[store.Entry]:
+    """Shipped entries that can be run: "winners", "all", "none", or those of ranks and ids with commas between.
+
+    Raises UsageError where nothing shipped has such a rank or id (its first 8 digits or more).
     """
     entries = [e for e in store.entries([store.shipped_dir()]) if e.ring not in ("Z2", "C")]
-    if schemes == "none":
+    if schemes == "winners":
+        entries = winners(entries, dtype)
+    elif schemes == "none":
         entries = []
     elif schemes != "all":
         wanted = schemes.split(",")
         entries = [e for e in entries if any(x == str(e.rank) or (len(x) >= 8 and e.id.startswith(x)) for x in wanted)]
         if not entries:
             raise UsageError(f"no shipped scheme that can be run has a rank or an id of {schemes!r:.60}")
-    entries.sort(key=lambda e: (math.prod(e.shape), e.shape, -e.rank))
+    return sorted(entries, key=lambda e: (math.prod(e.shape), e.shape, -e.rank))
+
+
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row measures, where and by which code: one of the same key need not be measured again."""
+    return tuple(row.get(name) for name in KEY)
+
+
+def rows(
+    sizes: Sequence[int],
+    dtype: str = "fp32",
+    repeats: int = 5,
+    schemes: str = "winners",
+    known: Container[tuple[Any, ...]] = frozenset(),
+) -> Iterator[dict[str, Any]]:
+    """For each size n: the open exact selector on n x n x n, then ``chosen`` schemes, without and with B pre-encoded.
+
+    ``ratio`` is dense time over the row's, above 1 where the row is faster: quantiles over ``pairs`` of runs, which are
+    ``repeats`` for the selector, about half as many for schemes, and fewer where a run takes seconds. Each row carries
+    ``environment`` and what the selector chooses at its size; what ``known`` has by its ``key`` is left out.
+    """
+    about = {"bench": "amm", **environment(), "dtype": dtype, "repeats": repeats}
+    entries = chosen(schemes, dtype)
     for n in sizes:
-        case = _Case(n, dtype, repeats)
-        found = explain((n, n, n), dtype)
-        choice = "dense" if found.plan is None else str(found).partition(":")[0]
-        yield case.row(OPEN, partial(amm, case.a, case.b), found.predicted_error, choice, "none")
-        for entry in entries:
+        here = {**about, "size": n}
+        selector = {**here, "scheme": OPEN, "encoded": "none"}
+        named = {e.id: [{**here, "rank": e.rank, "id": e.id, "encoded": x} for x in ENCODED] for e in entries}
+        missing = [e for e in entries if any(key(row) not in known for row in named[e.id])]
+        if key(selector) in known and not missing:
+            continue
+        found = explain((n, n, n), dtype, show=False)
+        case = _Case(n, dtype)
+        if key(selector) not in known:
+            run = partial(amm, case.a, case.b)
+            yield from case.measured([(selector, run, found.predicted_error)], found.name, repeats)
+        for entry in missing:
             plan = Plan(store.scheme_of(entry), dtype, "bf16" if dtype == "bf16" else "")  # as speed is asked for
-            more = {"rank": entry.rank, "id": entry.id}
-            for encoded, right in (("none", case.b), ("rhs", encode_rhs(case.b, plan))):
-                run = partial(amm, case.a, right, None if encoded == "rhs" else plan)
-                yield case.row(plan.scheme.name, run, plan.predicted_error, choice, encoded, **more)
+            runs = (partial(amm, case.a, case.b, plan), partial(amm, case.a, encode_rhs(case.b, plan)))
+            pair = [
+                ({**row, "scheme": plan.scheme.name}, run, plan.predicted_error)
+                for row, run in zip(named[entry.id], runs, strict=True)
+            ]
+            yield from case.measured(pair, found.name, (repeats + 1) // 2)
 
 
 class _Case:
     """Two Gaussian n x n matrices, the fastest dense product of them, and a part of what is to come out."""
 
-    def __init__(self, n: int, dtype: str, repeats: int) -> None:
+    def __init__(self, n: int, dtype: str) -> None:
         generator = torch.Generator().manual_seed(n)
         self.a, self.b = (torch.randn(n, n, generator=generator).to(torch_dtype(dtype)) for _ in range(2))
         self.sample = torch.linspace(0, n - 1, SAMPLED).long()  # of every block: schemes err differently in each
         self.exact = self.a[self.sample].double() @ self.b.double()
         self.way, self.plain = _fastest(self.a, self.b)
-        self.about = {"size": n, "dtype": dtype, "dense": self.way}
-        self.repeats = repeats
         # Each of n additions rounds, with errors that are independent: they grow as the root of n.
         self.sums = score.relative_rounding("fp64" if dtype == "fp64" else "fp32") * math.sqrt(n)
 
-    def row(
-        self, scheme: str, run: Callable[[], torch.Tensor], predicted: float, choice: str, encoded: str, **more: Any
-    ) -> dict[str, Any]:
-        """Its error, then its times."""
-        error = float((run()[self.sample].double() - self.exact).norm() / self.exact.norm())
-        ratio, seconds = _ratios(self.plain, run, self.repeats)
-        good = error <= 1.25 * predicted + 8 * self.sums
-        return {
-            **self.about, "scheme": scheme, **more, "encoded": encoded, "choice": choice, "ratio": ratio,
-            "seconds": seconds, "error": error, "predicted_error": predicted, "ok": good,
-        }  # fmt: skip
+    def measured(self, runs: Sequence[_Run], choice: str, repeats: int) -> Iterator[dict[str, Any]]:
+        """Rows with their errors, then their times: dense and each of the runs in turn, ``repeats`` times at most."""
+        errors = [
+            float((run()[self.sample].double() - self.exact).norm() / self.exact.norm()) for _, run, _ in runs
+        ]  # which also touches the memory that each of them takes
+        products = [self.plain, *(run for _, run, _ in runs)]
+        first = [_time(product) for product in products]
+        calls = max(1, min(5000, int(ENOUGH / max(first[0], 1e-6))))
+        turns = max(1, min(repeats, int(PATIENCE / max(sum(first), 1e-6))))
+        times = [[_time(product, calls) for product in products] for _ in range(turns)] if turns > 1 else [first]
+        for i, (row, _, predicted) in enumerate(runs):
+            ratios = sorted(turn[0] / turn[i + 1] for turn in times)
+            yield {
+                **row, "dense": self.way, "choice": choice, "pairs": turns,
+                "ratio": {f"p{q}": ratios[round(q / 100 * (turns - 1))] for q in (20, 50, 80)},
+                "seconds": {"dense": statistics.median(turn[0] for turn in times),
+                            "scheme": statistics.median(turn[i + 1] for turn in times)},
+                "error": errors[i], "predicted_error": predicted, "ok": errors[i] <= 1.25 * predicted + 8 * self.sums,
+            }  # fmt: skip
 
 
 def _fastest(a: torch.Tensor, b: torch.Tensor) -> tuple[str, Callable[[], torch.Tensor]]:
-    """The fastest dense product of these operands, by three runs of each way."""
+    """The fastest dense product of these operands, by three runs of each way, by one where they take seconds."""
     runs = {way: partial(dense.matmul, a, b, way) for way in dense.ways(a.dtype)}
     times: dict[str, list[float]] = {way: [] for way in runs}
     for _ in range(3):
         for way, run in runs.items():
             times[way].append(_time(run))
+        if sum(t[0] for t in times.values()) > PATIENCE:
+            break
     best = min(runs, key=lambda way: statistics.median(times[way]))
     return best, runs[best]
 
 
-def _ratios(
-    plain: Callable[[], torch.Tensor], run: Callable[[], torch.Tensor], repeats: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Quantiles of plain / run over pairs of runs, and the median seconds of both."""
-    calls = max(1, min(5000, int(ENOUGH / max(_time(plain), 1e-6))))
-    pairs = [(_time(plain, calls), _time(run, calls)) for _ in range(repeats)]
-    ratios = sorted(d / s for d, s in pairs)
-    at = {f"p{q}": ratios[round(q / 100 * (repeats - 1))] for q in (20, 50, 80)}
-    return at, {"dense": statistics.median(d for d, _ in pairs), "scheme": statistics.median(s for _, s in pairs)}
-
-
 def _time(run: Callable[[], torch.Tensor], calls: int = 1) -> float:
-    """Seconds of a call, after one that is not counted and a pause: threads of other libraries spin for a while."""
+    """Seconds of a call, after one that is not counted and a pause: threads of other libraries spin for a while.
+
+    A call so long that its threads' waking up does not count is made once.
+    """
     time.sleep(calibrate.SETTLE)
+    start = time.perf_counter()
     run()
+    first = time.perf_counter() - start
+    if first > LONG:
+        return first
     start = time.perf_counter()
     for _ in range(calls):
         run()

@@ -238,11 +238,12 @@ def correct_bias(layer: STLLayer, dense: Tensor, mean: Tensor) -> None:
     m = layer.encoders.shape[0]
     u, w, b_hat = (f.to(mean.dtype) for f in (layer.encoders.u, layer.encoders.w, layer.encoded_weight()))
     mine = functional.stl_product(mean.expand(m, -1), b_hat, u, w, layer.cols).mean(0)
-    gap = (mean @ layer._matrix(dense).to(mean.dtype) - mine).to(held.dtype)
+    right = mean @ layer._matrix(dense).to(mean.dtype) - mine
     if layer.bias is None:
-        layer.bias = nn.Parameter(gap)
+        layer.bias = nn.Parameter(right.to(held.dtype))
     else:
-        layer.bias = nn.Parameter(layer.bias + gap, requires_grad=layer.bias.requires_grad)
+        right = right + layer.bias.to(mean.dtype)
+        layer.bias = nn.Parameter(right.to(held.dtype), requires_grad=layer.bias.requires_grad)
 
 
 def allocate(costs: Sequence[Sequence[float]], losses: Sequence[Sequence[float]], budget: float) -> list[int]:

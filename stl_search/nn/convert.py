@@ -38,7 +38,8 @@ class Config:
     its weight, "shared" one set for all layers.
 
     ``calibrate(model)`` runs the model on calibration data and returns a tensor, what counts of its output. With it,
-    factors are fitted by least squares (decoder; encoded weight), biases corrected, errors measured on held-out rows.
+    factors are fitted by least squares (decoder; encoded weight), biases corrected, errors measured on held-out rows;
+    in float32 at least, whatever the model's own dtype, which its layers keep.
     ``probe`` is a smaller such run for the sensitivities, which take one run a layer (by default ``calibrate`` itself).
     With ``budget``, a share of the dense layers' multiplications, each layer gets one of ``candidates``, or stays
     dense, so that the predicted change of that output is least.
@@ -355,6 +356,7 @@ def _sensitivity(
         changed = _run(model, run)
     finally:
         handle.remove()
+    changed, output = changed.double(), output.double()  # squares of float16 numbers overflow
     return float(torch.linalg.vector_norm(changed - output) / torch.linalg.vector_norm(output)) / error
 
 
@@ -424,9 +426,11 @@ def _option(name: str, layer: Any, encoder: Any, config: Config, seen: Seen | No
 
 def _refitted(new: STLLayer, layer: Any, seen: Seen, held: Tensor, measured: float) -> float:
     """Refits ``new`` in place in the way that does best on held-out rows, or in none; its error there."""
-    weight, mean = layer.weight.detach(), seen.mean.to(layer.weight.device, layer.weight.dtype)
-    x = seen.sample.to(weight.device, weight.dtype) - mean
-    y = x @ new._matrix(weight)
+    weight = layer.weight.detach()
+    kind = torch.promote_types(weight.dtype, torch.float32)
+    mean = seen.mean.to(weight.device, kind)
+    x = seen.sample.to(weight.device, kind) - mean
+    y = x @ new._matrix(weight).to(kind)
 
     def held_now() -> tuple[Any, Tensor, Tensor | None]:
         return new.bias, new.encoders.w.detach().clone(), None if new.encoded is None else new.encoded.detach().clone()

@@ -1,9 +1,4 @@
-"""``amm``: C = A B by a scheme, for torch tensors and numpy arrays of any size; and operands encoded in advance.
-
-What a product does to its entries: a NaN or infinity in A or B makes at least those entries of C non-finite that it
-makes non-finite in A @ B (for exact schemes), and may spread to the entries that share its place in other blocks; it
-never disappears. In fp16, sums of entries near 65504 overflow to infinity.
-"""
+"""``amm``: C = A B by a scheme, for torch tensors and numpy arrays of any size; and operands encoded in advance."""
 
 from __future__ import annotations
 
@@ -18,13 +13,16 @@ import torch
 from stl_search.errors import UsageError
 from stl_search.kernels import dense, gpu_multiply, multiply, ops, reference
 from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype, wider, with_out
+from stl_search.runtime import compiled
 from stl_search.runtime.dispatch import (
     DEFAULT,
     REMEMBERED,
+    Explanation,
     Problem,
     Request,
     catalog_stamp,
     choose,
+    dense_way,
     explain,
     request_of,
 )
@@ -64,16 +62,25 @@ def amm(
     A or B may be an ``EncodedOperand``: then its plan is meant. ``backend`` is "auto" (the fastest kernels at hand) or
     "reference" (plain torch).
 
-    Memory on the processor, without gradients, beside operands and result: B encoded (r/(k n) of its size) and one
-    chunk of encoded rows of A and of products, 512 MB or 16 rows of each slice; ``workspace`` is a bound in bytes on
-    all of that, honoured at the price of speed and refused where it cannot be. With gradients, on other devices, and
+    A NaN or infinity in A or B makes at least those entries of C non-finite that it makes non-finite in A @ B, and may
+    spread to the entries that share its place in other blocks (with ``randomize``, to all entries); it never
+    disappears. In float16, sums of entries near 65504 overflow to infinity.
+
+    Memory on the processor, without gradients, beside operands and result: B encoded (r/(k n) of its size, and where
+    16-bit operands are multiplied in float32 once more in float32) and one chunk of encoded rows of A and of products,
+    512 MB or 16 rows of each slice; ``workspace`` is a bound in bytes on all of that, honoured at the price of speed
+    and refused where it cannot be. With gradients, on other devices, and
     at several levels, A encoded and all products (r/(m k) and r/(m n) of A and C) are in memory at once.
 
-    ``check`` estimates the error of the result (``estimate_error``) and returns the dense product, with a StlWarning,
-    where it exceeds ``rtol``; an encoder that names one scheme may then come with ``rtol``. ``randomize`` is a seed:
-    rows, columns and inner indices are mixed by random orthogonal transforms that cancel in the result, so that the
-    expected error does not hinge on structure in the data: ("hadamard", seed), or ("signs", seed) for signs alone,
-    which are cheaper and leave the magnitudes of entries where they are; see ``runtime.estimate``.
+    ``check`` estimates the error of the result (``estimate_error``) and returns the fastest dense product at hand, with
+    a StlWarning that says so, where it exceeds ``rtol``; an encoder that names one scheme may then come with ``rtol``.
+    ``randomize`` is a seed: rows, columns and inner indices are mixed by random orthogonal transforms that cancel in
+    the result, so that the expected error does not hinge on structure in the data: ("hadamard", seed), or ("signs",
+    seed) for signs alone, which are cheaper and leave the magnitudes of entries where they are; see
+    ``runtime.estimate``.
+
+    Inside torch.compile the call is one operator, whose graph serves all sizes: encoders and encoded operands may be
+    anything, and an open selector chooses when the product runs. There, ``check`` and ``randomize`` have no gradients.
 
     Raises UsageError in one sentence for operands that do not go together, and what loading ``encoder`` raises.
 
@@ -83,6 +90,8 @@ def amm(
     array([[1., 2.],
            [3., 4.]])
     """
+    if torch.compiler.is_compiling():
+        return compiled.traced(A, B, encoder, rtol, speedup, out_dtype, backend, check, randomize, workspace)
     plain = (encoder is None or encoder is DEFAULT) and rtol is speedup is out_dtype is workspace is randomize is None
     plain = plain and backend == "auto" and not check
     if plain and (quick := _known_dense(A, B)) is not None:
@@ -100,19 +109,17 @@ def amm(
     b = B if isinstance(B, EncodedOperand) else read(B, "B")
     batch = _check_pair(a, b)
     out = None if out_dtype is None else _out_name(out_dtype, a)
-    request = request_of(encoder, rtol, speedup)
-    if isinstance(a, EncodedOperand) or isinstance(b, EncodedOperand):
-        plan, levels = _encoded_plan(a, b, request, encoder == DEFAULT or encoder is None, out), 1
-    else:
-        chosen = choose(request, _problem(a, b, batch, out), out)
-        if chosen.plan is None:
-            if plain and a.dtype != "fp16" and a.device.type == "cpu":
-                _remember_dense(A, B, chosen.way)
-            return _dense(a, b, out or a.dtype, chosen.way)
-        plan, levels = chosen.plan, chosen.levels
+    chosen = planned(a, b, encoder, rtol, speedup, out, batch)
+    if chosen.plan is None:
+        assert isinstance(a, Operand)
+        assert isinstance(b, Operand)
+        if plain and a.dtype != "fp16" and a.device.type == "cpu":
+            _remember_dense(A, B, chosen.way)
+        return _dense(a, b, out or a.dtype, chosen.way)
+    plan, levels = chosen.plan, chosen.levels
     if a.kind == "numpy":
         numpy_dtype(plan.out, plan.complex)  # refused before the work, not after
-    with _no_autocast(a.device):
+    with no_autocast(a.device):
         c = _by_scheme(a, b, plan, levels, backend, workspace)
     if len(a.shape) == 1:
         c = c.squeeze(-2)
@@ -149,6 +156,23 @@ def relative_error(C: Any, A: Any, B: Any) -> float:
     return gap / size if size else (math.inf if gap else 0.0)
 
 
+def planned(
+    a: Operand | EncodedOperand,
+    b: Operand | EncodedOperand,
+    encoder: Any,
+    rtol: float | None,
+    speedup: float | None,
+    out: str | None,
+    batch: tuple[int, ...] | None = None,
+) -> Explanation:
+    """How ``amm`` multiplies these operands; ``out`` is the precision asked for, ``batch`` that of the product."""
+    request = request_of(encoder, rtol, speedup)
+    if isinstance(a, EncodedOperand) or isinstance(b, EncodedOperand):
+        plan = _encoded_plan(a, b, request, encoder == DEFAULT or encoder is None, out)
+        return Explanation(plan, math.nan, math.nan, 1, "an operand is encoded by it")
+    return choose(request, _problem(a, b, _check_pair(a, b) if batch is None else batch, out), out)
+
+
 def _encode(x: Any, name: str, encoder: Any, side: str) -> EncodedOperand:
     if isinstance(x, EncodedOperand):
         raise UsageError(f"{name} is encoded already")
@@ -163,7 +187,7 @@ def _encode(x: Any, name: str, encoder: Any, side: str) -> EncodedOperand:
     problem = Problem(*sizes, operand.dtype, operand.dtype, operand.complex, str(operand.device))
     plan = choose(request, problem).plan
     assert plan is not None
-    with _no_autocast(operand.device):
+    with no_autocast(operand.device):
         return encode(operand, plan, side)
 
 
@@ -311,9 +335,11 @@ def _out_name(out_dtype: Any, a: Operand | EncodedOperand) -> str:
     return name
 
 
-def _dense_as(out_dtype: Any, a: Operand, b: Operand) -> Any:
-    """A @ B in the precision that ``amm`` was asked for."""
-    return _dense(a, b, a.dtype if out_dtype is None else _out_name(out_dtype, a))
+def _dense_as(out_dtype: Any, a: Operand, b: Operand) -> tuple[Any, str]:
+    """A @ B in the precision that ``amm`` was asked for, by the fastest routine at hand; and its name."""
+    out = a.dtype if out_dtype is None else _out_name(out_dtype, a)
+    way = dense_way(_problem(a, b, _check_pair(a, b), out))
+    return _dense(a, b, out, way), way
 
 
 _quick: dict[Any, str] = {}  # shapes and dtypes of plain calls whose answer is dense -> by which routine
@@ -364,7 +390,7 @@ def _dense(a: Operand, b: Operand, out: str, way: str = "torch") -> Any:
             return c.astype(numpy_dtype(out, a.complex), copy=False)
     kind = torch_dtype(wide, a.complex)
     x, y = a.tensor.to(kind), b.tensor.to(kind)
-    with _no_autocast(a.device):
+    with no_autocast(a.device):
         gradient = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
         if way == "torch" or gradient or a.device.type != "cpu" or min(x.ndim, y.ndim) < 2:
             c = torch.matmul(x, y)
@@ -373,7 +399,7 @@ def _dense(a: Operand, b: Operand, out: str, way: str = "torch") -> Any:
         return to_kind(c.to(torch_dtype(out, a.complex)), a.kind)
 
 
-def _no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Sums run in the plan's own precision, whatever torch.autocast says around the call."""
     if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)

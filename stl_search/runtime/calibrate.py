@@ -27,7 +27,7 @@ import torch
 from stl_search.kernels import cpu, dense, ops
 from stl_search.kernels.plan import torch_dtype
 
-__all__ = ["Curve", "Rates", "cache_dir", "measure", "rates"]
+__all__ = ["Curve", "Rates", "cache_dir", "kept", "machine", "measure", "rates"]
 
 Curve = tuple[tuple[float, float], ...]  # (size, operations a second), by size
 
@@ -100,18 +100,39 @@ def cache_dir() -> Path:
 
 @lru_cache(maxsize=64)
 def _rates(device: str, dtype: str, threads: int) -> Rates:
-    path = cache_dir() / f"{_machine(device, threads)}-{dtype}.json"
+    path = cache_dir() / f"{machine(device, threads)}-{dtype}.json"
+    found = kept(path, FORMAT, lambda: asdict(measure(device, dtype)), _read)
+    return _read(found)
+
+
+def _read(found: dict[str, Any]) -> Rates:
+    dense_curve, slices, packed = (
+        tuple((float(s), float(f)) for s, f in found[k]) for k in ("dense", "slices", "packed")
+    )
+    bandwidth, sums, call = (float(found[k]) for k in ("bandwidth", "sums", "call"))
+    return Rates(dense_curve, tuple(found["ways"]), slices, packed, bandwidth, sums, call)
+
+
+def kept(
+    path: Path, version: int, measured: Callable[[], dict[str, Any]], check: Callable[[dict[str, Any]], Any] = bool
+) -> dict[str, Any]:
+    """What the file holds, where it is of that version and ``check`` raises nothing; else what is measured now.
+
+    That is written there, where it passes ``check`` itself. Nowhere to keep it is no error: it is measured again in the
+    next process.
+    """
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        kept = json.loads(path.read_text("utf-8"))
-        if kept.pop("format") == FORMAT:
-            curves = {k: tuple((float(s), float(f)) for s, f in kept[k]) for k in ("dense", "slices", "packed")}
-            return Rates(**{**kept, **curves, "ways": tuple(kept["ways"])})
-    found = measure(device, dtype)
-    with contextlib.suppress(OSError):  # nowhere to keep it: measured again in the next process
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        if found.pop("format") == version:
+            check(found)
+            return found
+    found = measured()
+    with contextlib.suppress(OSError, ValueError):
+        check(found)
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({"format": FORMAT, **asdict(found)}, file)
+            json.dump({"format": version, **found}, file)
         os.replace(name, path)
     return found
 
@@ -123,8 +144,9 @@ def rates(device: str, dtype: str) -> Rates:
     return _rates(device, dtype, torch.get_num_threads())
 
 
-def _machine(device: str, threads: int) -> str:
-    """A name for what the measurements depend on."""
+def machine(device: str, threads: int | None = None) -> str:
+    """A name for what measurements depend on: processor, libraries, threads (by default those that torch uses)."""
+    threads = torch.get_num_threads() if threads is None else threads
     what = [platform.machine(), torch.__version__, np.__version__, str(threads)]
     if device.startswith("cuda"):
         what.append(torch.cuda.get_device_name(device))

@@ -1,7 +1,8 @@
 """The choice of how to multiply: which scheme of the catalog and how many levels of it, or the dense product, and why.
 
 The times rest on a cost model (multiplications at the speed of slices of that size, bytes and sums of encoding and
-decoding, calls) whose constants are measured on this machine, once, by ``calibrate``.
+decoding, calls) whose constants are measured on this machine, once, by ``calibrate``; where they are too close to
+call, on a timing of the two, see ``measured``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from stl_search import score
 from stl_search.catalog import store
 from stl_search.errors import NotFoundError, StlError, UsageError
 from stl_search.kernels.plan import Plan, dtype_name, wider, with_out
-from stl_search.runtime import calibrate
+from stl_search.runtime import calibrate, measured
 from stl_search.scheme import Scheme, Shape
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "catalog_stamp",
     "choose",
     "dense_seconds",
+    "dense_way",
     "explain",
     "forget",
     "plan_for",
@@ -47,8 +49,11 @@ ASSUMPTION = "independent zero-mean entries of equal variance within A and withi
 
 # An exact scheme may be taken unasked only while it loses at most five bits to rounding.
 MAX_ROUNDINGS = 32.0
-# A scheme must be a twentieth faster than dense by the model, which can be wrong by that much.
+# A scheme must be a twentieth faster than dense by the model, which can be wrong by that much: unless the modelled
+# ratio lies between these bounds and the product is large enough for a timing, whose ratio must then be below TAKEN.
 MARGIN = 0.95
+UNSURE = (0.85, 1.1)
+TAKEN = 0.97
 # Dense products of fewer flops than that many are called without a question: no machine measures anything for them.
 SMALL = 2.0 * 160**3
 REMEMBERED = 4096  # choices
@@ -104,9 +109,10 @@ class Explanation:
     """How a product is done and why: ``plan`` (None for the plain dense product) and what was weighed.
 
     ``predicted_error`` is the expected relative Frobenius error under ``assumption``; ``cost`` the modelled time
-    relative to the dense product; ``considered`` the number of catalog entries that met the request; ``levels`` how
-    often the scheme is applied; ``way`` the routine of the dense product (see ``kernels.dense``); ``alternatives`` what
-    was weighed, with modelled seconds, fastest first. ``str`` is one line, ``repr`` shows the alternatives too.
+    relative to the dense product (1 for dense itself), or the measured one where ``reason`` says so; ``considered``
+    the number of catalog entries that met the request; ``levels`` how often the scheme is applied; ``way`` the routine
+    of the dense product (see ``kernels.dense``); ``alternatives`` what was weighed, with modelled seconds, fastest
+    first. ``str`` is one line, ``table`` shows the alternatives too.
     """
 
     plan: Plan | None
@@ -132,9 +138,39 @@ class Explanation:
             f"modelled time {self.cost:.2f} of dense"
         )
 
-    def __repr__(self) -> str:
-        """The choice, and below it the alternatives with their modelled times."""
-        return "\n".join([str(self), *(f"  {t * 1e3:10.3f} ms  {name}" for name, t in self.alternatives)])
+    __repr__ = __str__
+
+    @property
+    def name(self) -> str:
+        """What is used, as ``alternatives`` names it."""
+        return "dense" if self.plan is None else _name(self.plan, self.levels)
+
+    def table(self) -> str:
+        """Some lines: the choice and why, the error to expect, and the alternatives with their modelled times."""
+        lines = [
+            f"{self.name}: {self.reason}",
+            f"predicted relative error {self.predicted_error:.3g} (for {self.assumption})",
+        ]
+        if not self.alternatives:
+            return "\n".join(lines)
+        seconds = dict(self.alternatives)
+        lines.append(f"{'modelled':>14}  of dense")
+        for name, time_ in self.alternatives:
+            mark = "->" if name == self.name else "  "
+            shown = f"dense ({self.way})" if name == "dense" else name
+            lines.append(f"{mark}{time_ * 1e3:9.3f} ms  {time_ / seconds['dense']:8.2f}  {shown}")
+        return "\n".join(lines)
+
+
+def _name(plan: Plan, levels: int) -> str:
+    entry = plan.scheme
+    return _named(entry.shape, entry.rank, entry.id, levels, plan.product if plan.product == "bf16" else "")
+
+
+def _named(shape: Shape, rank: int, id_: str, levels: int, product: str) -> str:
+    deep = f", {levels} levels" if levels > 1 else ""
+    narrow = f", products in {product}" if product else ""
+    return f"<{','.join(map(str, shape))}> rank {rank} {id_[:8]}{deep}{narrow}"
 
 
 @dataclass(frozen=True)
@@ -271,6 +307,13 @@ def dense_seconds(problem: Problem) -> float:
     return problem.flops / speed + found.call
 
 
+def dense_way(problem: Problem) -> str:
+    """The fastest routine at hand for the plain product; torch's for small ones, for which nothing is measured."""
+    if problem.flops <= SMALL or problem.device.partition(":")[0] not in ("cpu", "cuda"):
+        return "torch"
+    return calibrate.rates(problem.device, problem.dtype).way(_size(problem.rows, problem.inner, problem.cols))
+
+
 @dataclass(frozen=True)
 class Cost:
     """What the model needs to know of a scheme: shape, rank, multiply-adds of u, v and w for an entry of a slice."""
@@ -332,7 +375,7 @@ def _choose_open(request: Request, selector: store.Selector, problem: Problem) -
         reason = "so small a product costs less than moving its operands"
         return Explanation(None, problem.dense_error, 1.0, 0, reason)
     dense_time = dense_seconds(problem)
-    way = calibrate.rates(problem.device, problem.dtype).way(_size(problem.rows, problem.inner, problem.cols))
+    way = dense_way(problem)
     # A scheme that costs no multiplication at all still moves its operands: the catalog need not be opened.
     if scheme_seconds(Cost((1, 1, 1), 0, (0.0, 0.0, 0.0)), problem) >= MARGIN * dense_time:
         reason = "so small a product costs less than moving its operands"
@@ -351,25 +394,51 @@ def _choose_open(request: Request, selector: store.Selector, problem: Problem) -
     considered = len({option.entry.id for option in options})
     at = selector.dtype or problem.dtype
     by_time = sorted(options, key=lambda o: (o.seconds, o.entry.error(at), o.entry.id, o.cost.shape))
-    weighed = [(o.name, o.seconds) for o in by_time[:SHOWN]] + [("dense", dense_time)]
-    alternatives = tuple(sorted(weighed, key=lambda x: x[1]))
     if request.speedup is not None:
         options.sort(key=lambda o: (o.entry.error(at), o.levels, o.seconds, o.entry.id, o.cost.shape))
     else:
         options = by_time
+    shown = by_time[:SHOWN]
+    how = "by the cost model"
     for option in options:
-        if option.seconds >= MARGIN * dense_time:
+        share = option.seconds / dense_time
+        unsure = UNSURE[0] <= share < UNSURE[1] and _can_be_timed(problem, dense_time)
+        if share >= (UNSURE[1] if unsure else MARGIN):
             break
         try:
             scheme = store.scheme_of(option.entry, option.cost.shape)
         except StlError:  # its file does not hold what it claims
             continue
         plan = plan_for(scheme, problem.dtype, problem.out, problem.complex, problem.device, option.cost.product)
-        reason = f"{_aim(request)}, of {considered} that qualify"
-        share = option.seconds / dense_time
-        return Explanation(plan, option.error, share, considered, reason, ASSUMPTION, option.levels, way, alternatives)
-    reason = _why_dense(request, considered, problem)
-    return Explanation(None, problem.dense_error, 1.0, considered, reason, ASSUMPTION, 1, way, alternatives)
+        if unsure:
+            sizes = (problem.rows, problem.inner, problem.cols)
+            share, how = measured.slowdown(plan, option.levels, sizes, dense_time, way), "as measured beside it"
+            if share >= TAKEN:
+                break
+        reason = f"{_aim(request)}, of {considered} that qualify" + (f", {how}" if unsure else "")
+        shown = [*(o for o in shown if o is not option), option]
+        weighed = _weighed(shown, dense_time, (option, scheme.id))
+        return Explanation(plan, option.error, share, considered, reason, ASSUMPTION, option.levels, way, weighed)
+    reason = _why_dense(request, considered, problem, how)
+    weighed = _weighed(shown, dense_time)
+    return Explanation(None, problem.dense_error, 1.0, considered, reason, ASSUMPTION, 1, way, weighed)
+
+
+def _can_be_timed(problem: Problem, dense_time: float) -> bool:
+    """Whether the plain product is one that ``measured`` may time: one real matrix product in memory, of some size."""
+    one = problem.lhs_count == problem.rhs_count == problem.count == 1
+    return one and problem.device == "cpu" and not problem.complex and dense_time >= measured.SHORTEST
+
+
+def _weighed(
+    options: list[_Option], dense_time: float, taken: tuple[_Option, str] | None = None
+) -> tuple[tuple[str, float], ...]:
+    """Names and modelled seconds, fastest first, the dense product among them; what is taken under its own id."""
+    found = [("dense", dense_time)]
+    for o in options:
+        id_ = taken[1] if taken is not None and o is taken[0] else o.entry.id
+        found.append((_named(o.cost.shape, o.cost.rank, id_, o.levels, o.cost.product), o.seconds))
+    return tuple(sorted(found, key=lambda x: x[1]))
 
 
 @dataclass(frozen=True)
@@ -381,13 +450,6 @@ class _Option:
     levels: int
     seconds: float
     error: float
-
-    @property
-    def name(self) -> str:
-        shape = ",".join(map(str, self.cost.shape))
-        levels = f", {self.levels} levels" if self.levels > 1 else ""
-        kept = f", products in {self.cost.product}" if self.cost.product else ""
-        return f"<{shape}> rank {self.cost.rank} {self.entry.id[:8]}{levels}{kept}"
 
 
 def _options(entry: store.Entry, request: Request, selector: store.Selector, problem: Problem) -> list[_Option]:
@@ -415,9 +477,9 @@ def _aim(request: Request) -> str:
     return "fastest that is exact up to rounding"
 
 
-def _why_dense(request: Request, qualified: int, problem: Problem) -> str:
+def _why_dense(request: Request, qualified: int, problem: Problem, how: str) -> str:
     if qualified:
-        return "what meets the request is not faster, by the cost model"
+        return f"what meets the request is not faster, {how}"
     if request.rtol is not None:
         beside = "" if problem.dense_error <= request.rtol else ", nor has dense"
         return f"no scheme has a predicted error within {request.rtol:g}{beside}"
@@ -453,15 +515,21 @@ def explain(
     speedup: float | None = None,
     out_dtype: Any = None,
     device: str = "cpu",
+    show: bool = True,
 ) -> Explanation:
     """How ``amm`` would multiply A: (M, K) by B: (K, N), given shape = (M, K, N), and the error to expect.
 
-    The same choice as ``amm`` makes, from the same arguments. ``str`` of the result is one line; its ``repr``, which
-    an interactive session prints, shows the alternatives with their modelled times. The first call for a precision
-    measures this machine for a few seconds. Raises what ``amm`` raises for that encoder.
+    The same choice as ``amm`` makes, from the same arguments; printed, with the alternatives and their modelled times,
+    unless ``show`` is False, and returned. The first call for a precision measures this machine for a few seconds, as
+    does the first for a size at which the best scheme and the plain product are too close to call. Raises what ``amm``
+    raises for that encoder.
 
-    >>> print(explain((8, 8, 8)).reason)
-    so small a product costs less than moving its operands
+    >>> found = explain((8, 8, 8))
+    8 x 8 times 8 x 8 in fp32 on cpu
+    dense: so small a product costs less than moving its operands
+    predicted relative error 2.54e-08 (for independent zero-mean entries of equal variance within A and within B)
+    >>> found.plan is None
+    True
     """
     sizes = tuple(int(s) for s in shape)
     if len(sizes) != 3 or min(sizes) < 0:
@@ -471,8 +539,15 @@ def explain(
     problem = Problem(*sizes, dtype=name, out=out or name, complex=is_complex, device=device)
     forget()
     found = choose(request_of(encoder, rtol, speedup), problem, out)
-    if found.plan is None or not math.isnan(found.cost) or problem.flops == 0 or device.partition(":")[0] == "meta":
-        return found
-    u, v, w = (float(np.count_nonzero(f)) for f in found.plan.factors)
-    cost = Cost(found.plan.scheme.shape, found.plan.scheme.rank, (u, v, w), found.plan.product)
-    return replace(found, cost=scheme_seconds(cost, problem) / dense_seconds(problem))
+    if found.plan is not None and math.isnan(found.cost) and problem.flops and device.partition(":")[0] != "meta":
+        u, v, w = (float(np.count_nonzero(f)) for f in found.plan.factors)
+        cost = Cost(found.plan.scheme.shape, found.plan.scheme.rank, (u, v, w), found.plan.product)
+        times = [(found.name, scheme_seconds(cost, problem)), ("dense", dense_seconds(problem))]
+        weighed = tuple(sorted(times, key=lambda x: x[1]))
+        way = dense_way(problem)
+        found = replace(found, cost=times[0][1] / times[1][1], alternatives=weighed, way=way)
+    if show:
+        m, k, n = sizes
+        kind = f"complex {name}" if is_complex else name
+        print(f"{m} x {k} times {k} x {n} in {kind} on {device}\n{found.table()}")  # noqa: T201
+    return found

@@ -212,7 +212,7 @@ def _hadamard(x: torch.Tensor, power: int) -> torch.Tensor:
 
 def guarded(
     multiply: Callable[..., Any],
-    dense: Callable[[Operand, Operand], Any],
+    dense: Callable[[Operand, Operand], tuple[Any, str]],
     A: Any,
     B: Any,
     encoder: Any,
@@ -222,10 +222,11 @@ def guarded(
 ) -> Any:
     """A: (..., M, K), B: (..., K, N) -> C: (..., M, N): ``multiply`` with mixed operands, checked, or ``dense``.
 
-    ``multiply(A, B, rtol=)`` is ``amm`` with its other arguments. ``randomize`` is a seed, which stands for
-    ("hadamard", seed), or ("signs", seed): A' = Q_m A Q_k^T, B' = Q_k B Q_n^T and C = Q_m^T C' Q_n. With ``check`` the
-    result's estimated error is held against ``rtol``; where it is larger, or NaN, the dense product is returned with
-    a StlWarning. Raises UsageError for encoded operands, and for ``check`` without ``rtol``.
+    ``multiply(A, B, rtol=)`` is ``amm`` with its other arguments, ``dense`` gives a plain product and whose it is.
+    ``randomize`` is a seed, which stands for ("hadamard", seed), or ("signs", seed): A' = Q_m A Q_k^T, B' = Q_k B Q_n^T
+    and C = Q_m^T C' Q_n. With ``check`` the result's estimated error is held against ``rtol``; where it is larger, or
+    NaN, the dense product is returned with a StlWarning. Raises UsageError for encoded operands, and for ``check``
+    without ``rtol``.
     """
     for x, name in ((A, "A"), (B, "B")):
         if isinstance(x, EncodedOperand):
@@ -250,12 +251,14 @@ def guarded(
     found = estimate_error(c, A, B)
     if found.estimate <= rtol:
         return c
+    plain, way = dense(a, b)
     warnings.warn(
-        f"estimated relative error {found.estimate:.3g} exceeds rtol {rtol:.3g}: the dense product is returned",
+        f"estimated relative error {found.estimate:.3g} exceeds rtol {rtol:.3g}: the dense product is returned, "
+        f"by the fastest routine at hand ({way})",
         StlWarning,
         stacklevel=3,
     )
-    return dense(a, b)
+    return plain
 
 
 def _mixed_product(

@@ -442,7 +442,7 @@ class _Run:
             "steps": steps,
             "workers": self.workers,
             "version": __version__,
-            "commit": _commit(),
+            "commit": commit(),
             # a run bounded by steps writes the same file every time, so it records no clock
             "seconds": None if self.steps is not None else round(seconds, 1),
             "starts": self.start_ids,
@@ -679,7 +679,7 @@ def _message(entry: Entry) -> dict[str, Any]:
     return {"add": encode(entry.scheme), "cost": entry.cost, "id": entry.id, "strategy": entry.strategy}
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit of the checkout that runs, when it is one."""
     root = _ROOT
     if not (root / ".git").exists():

@@ -1,0 +1,117 @@
+"""Which is faster, a scheme or the plain product, where the cost model cannot tell: timed once, in turn, and kept.
+
+A timing stands for all products of its size class on this machine: sides within a tenth, in the same precision, by the
+same scheme, aligned alike. Products that take longer than ``LONGEST`` are answered by one of their proportions that
+does not, since schemes gain with size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from stl_search.kernels import dense, multiply
+from stl_search.kernels.plan import Plan, torch_dtype
+from stl_search.runtime import calibrate
+
+__all__ = ["LONGEST", "SHORTEST", "size_class", "slowdown"]
+
+SHORTEST = 0.04  # seconds of the plain product from which a timing, a dozen products, may be made
+LONGEST = 1.0
+PAIRS = 5
+STEPS = 4  # size classes in each doubling of a side
+FORMAT = 1
+_lock = threading.Lock()
+_known: dict[str, float] = {}
+
+Sizes = tuple[int, int, int]
+
+
+def size_class(sizes: Sizes, seconds: float, parts: Sizes) -> Sizes:
+    """The sizes that are timed for products of these, whose plain product takes ``seconds``, cut into ``parts``.
+
+    Rounded to powers of 2^(1/4), and to whole multiples of ``parts`` times 16 where the sizes themselves are.
+
+    >>> size_class((4160, 4096, 3904), 0.7, (4, 4, 4)), size_class((8192, 8192, 8192), 8.0, (4, 4, 4))
+    ((4096, 4096, 4096), (4096, 4096, 4096))
+    """
+    shrink = min(1.0, (LONGEST / seconds) ** (1 / 3)) if seconds > 0 else 1.0
+    found = []
+    for size, part in zip(sizes, parts, strict=True):
+        side = 2 ** (round(STEPS * math.log2(max(1.0, size * shrink))) / STEPS)
+        unit = 16 * part
+        whole = max(1, round(side / unit)) * unit
+        found.append(whole if size % unit == 0 else max(1, whole - whole % unit + size % unit))
+    return found[0], found[1], found[2]
+
+
+def slowdown(plan: Plan, levels: int, sizes: Sizes, seconds: float, way: str) -> float:
+    """Time of A: (M, K) times B: (K, N) by a plan, on the processor, over that of the plain product by ``way``.
+
+    The median of some pairs of runs. The first call for a size class takes a dozen products; the answer is kept among
+    the user's caches, but where not four pairs of five agree on which is faster: then it is 1, until the process ends.
+    """
+    timed = size_class(sizes, seconds, plan.scheme.shape)
+    what = [plan.scheme.id, plan.dtype, plan.product, plan.out, plan.layout, levels, *timed, way]
+    key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
+    path = calibrate.cache_dir() / f"{calibrate.machine('cpu')}-{plan.dtype}-{key}.json"
+    with _lock:
+        if str(path) not in _known:
+            found = calibrate.kept(
+                path, FORMAT, lambda: {"slowdown": _timed(plan, levels, timed, way), "what": what}, _decided
+            )
+            _known[str(path)] = float(found["slowdown"])
+        return _known[str(path)]
+
+
+def _decided(found: dict[str, Any]) -> None:
+    if float(found["slowdown"]) == 1.0:
+        raise ValueError("undecided")
+
+
+def _timed(plan: Plan, levels: int, sizes: Sizes, way: str) -> float:
+    m, k, n = sizes
+    kind = torch_dtype(plan.dtype)
+    with torch.inference_mode(False), torch.no_grad(), _no_autocast():
+        generator = torch.Generator().manual_seed(0)
+        a, b = (torch.randn(s, generator=generator).to(kind) for s in ((m, k), (k, n)))
+
+        def scheme() -> None:
+            multiply.multiply(a, b, plan, m, n, levels=levels)
+
+        def plain() -> None:
+            dense.matmul(a, b, way)
+
+        return _verdict([(_seconds(scheme, way), _seconds(plain, way)) for _ in range(PAIRS + 1)][1:])
+
+
+def _verdict(pairs: list[tuple[float, float]]) -> float:
+    """The median ratio, 1 where fewer than four fifths of the pairs are on its side.
+
+    >>> _verdict([(0.9, 1.0)] * 4 + [(2.0, 1.0)]), _verdict([(0.9, 1.0)] * 3 + [(2.0, 1.0)] * 2)
+    (0.9, 1.0)
+    """
+    ratios = [scheme / plain for scheme, plain in pairs]
+    middle = statistics.median(ratios)
+    alike = sum((r < 1) == (middle < 1) for r in ratios)
+    return middle if alike >= 0.8 * len(ratios) else 1.0
+
+
+def _seconds(run: Callable[[], None], way: str) -> float:
+    if way == "numpy":  # its threads spin for a while and slow down what comes next
+        time.sleep(calibrate.SETTLE)
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _no_autocast() -> contextlib.AbstractContextManager[None]:
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else contextlib.nullcontext()

@@ -1,0 +1,55 @@
+"""What bench amm measures: the winners among shipped schemes, and turns that shrink where runs are long."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from stl_search.bench import amm as measure
+from stl_search.catalog import store
+from stl_search.errors import UsageError
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_winners_are_the_exact_ones_and_the_most_accurate_of_each_share(dtype: str) -> None:
+    entries = [e for e in store.entries([store.shipped_dir()]) if e.ring not in ("Z2", "C")]
+    found = measure.winners(entries, dtype)
+    assert len({e.id for e in found}) == len(found)
+    assert {e.id for e in entries if e.exact} <= {e.id for e in found}
+    rough = [e for e in found if not e.exact]
+    assert len(rough) > 8
+
+    def share(e: store.Entry) -> float:
+        return e.rank / math.prod(e.shape)
+
+    for e in rough:  # none of all is both cheaper and more accurate
+        assert not any(share(o) < share(e) and o.error(dtype) < e.error(dtype) for o in entries)
+    for step in range(1, 16):
+        within = [e.error(dtype) for e in entries if share(e) <= step / 16]
+        assert min(within) == min(e.error(dtype) for e in found if share(e) <= step / 16)
+    assert {e.id for e in measure.chosen("winners", dtype)} == {e.id for e in found}
+
+
+def test_what_is_chosen_by_name() -> None:
+    everything = measure.chosen("all", "fp32")
+    assert measure.chosen("none", "fp32") == []
+    some = measure.chosen(f"49,{everything[0].id[:10]}", "fp32")
+    assert some == [e for e in everything if e.rank == 49 or e.id == everything[0].id]
+    with pytest.raises(UsageError, match="rank or an id"):
+        measure.chosen("4711", "fp32")
+
+
+@pytest.mark.parametrize(("seconds", "turns"), [(1e-4, 5), (0.5, 5), (1.0, 2), (3.0, 1), (20.0, 1)])
+def test_long_runs_are_repeated_less(seconds: float, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_time", lambda run, calls=1: seconds)
+    case = measure._Case(16, "fp32")
+    runs: list[Any] = [({"encoded": x}, lambda: torch.mm(case.a, case.b), 0.0) for x in ("none", "rhs")]
+    first, second = case.measured(runs, "dense", 5)
+    assert first["pairs"] == second["pairs"] == turns
+    assert first["ratio"] == {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+    assert first["ok"]
+    wrong, _ = case.measured([(runs[0][0], lambda: torch.mm(case.a, case.a), 0.0), runs[1]], "dense", 5)
+    assert not wrong["ok"]
