@@ -41,11 +41,6 @@ _BASES = 3  # in which a scheme is lifted
 _LIFTS = 6  # attempts a job, each on another scheme of the rank
 _BETWEEN_LIFTS = 100_000  # flips
 _TERNARY = 0.1  # of the jobs without symmetry, where the ring is not Z2
-_WIDE = 5  # side from which square shapes are searched by fresh symmetric walks, which meet low ranks all at once
-_FRESH = 0.8  # of their symmetric jobs
-_WALK = 40_000_000  # flips of such a walk
-_NEAR = 7 / 6  # of the asked rank: where it must be after a quarter of them
-_REST = 50_000  # flips without a lower rank before its plus-transitions, whatever its rank
 _SYMMETRIES = {"cyclic": 8, "cyclic+reverse": 1, "transpose": 0.5, "reverse": 0.5}  # how often each is drawn
 
 
@@ -98,9 +93,6 @@ class FlipGraph:
         if not symmetry and problem.ring != "Z2" and rng.random() < _TERNARY:
             yield from self._ternary(problem, pool, rng, clock)
             return
-        if symmetry and _is_wide(shape) and rng.random() < _FRESH:
-            yield from self._fresh(problem, symmetry, rng, clock)
-            return
         if symmetry:
             walk = self._symmetric(problem, symmetry, pool, rng)
             patience = int(10 ** rng.uniform(3.5, 5.0))
@@ -132,25 +124,6 @@ class FlipGraph:
                 if lifts > _LIFTS:
                     return
         yield scheme_of(shape, walk.terms(best=True))
-
-    def _fresh(
-        self, problem: Problem, symmetry: str, rng: np.random.Generator, clock: Clock
-    ) -> Generator[Scheme, None, None]:
-        """One walk from a fresh symmetric start with fixed terms, left early when it does not come near the rank."""
-        from stl_search.search.flips import Walk
-
-        shape, target = problem.shape, problem.rank
-        group = flip_starts.group_of(symmetry, shape)
-        walk, done = Walk(*flip_starts.start(symmetry, shape, target, rng), group, rng), 0
-        while done < _WALK and walk.best_rank > target and not clock.expired():
-            made = max(1, walk.run(min(_CHUNK, _WALK - done), _REST, problem.volume, target))
-            done += made
-            clock.count(made)
-            if done >= _WALK // 4 and walk.best_rank > _NEAR * target:
-                break
-        scheme = scheme_of(shape, walk.terms(best=True))
-        found = _answer(problem, scheme, rng) if scheme.rank <= target else None
-        yield scheme if found is None else found
 
     def _symmetric(self, problem: Problem, symmetry: str, pool: Pool, rng: np.random.Generator) -> Walk:
         """A scheme of the pool that has the symmetry, or a fresh one."""
@@ -258,16 +231,11 @@ def _allowed(symmetry: str, shape: Shape) -> bool:
 def _drawn(shape: Shape, rng: np.random.Generator) -> str:
     """The symmetry of a job that was asked for none: often one on square shapes, seldom elsewhere, mostly empty."""
     square = len(set(shape)) == 1
-    if rng.random() >= (0.9 if _is_wide(shape) else 0.5 if square else 0.05):
+    if rng.random() >= (0.5 if square else 0.05):
         return ""
     choices = [name for name in _SYMMETRIES if _allowed(name, shape)]
     weights = np.array([_SYMMETRIES[name] for name in choices])
     return str(rng.choice(choices, p=weights / weights.sum()))
-
-
-def _is_wide(shape: Shape) -> bool:
-    """Whether the shape is square with sides on which plain walks hardly come down."""
-    return len(set(shape)) == 1 and shape[0] >= _WIDE
 
 
 def _material(pool: Pool, shape: Shape) -> list[Scheme]:
