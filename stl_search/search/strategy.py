@@ -16,7 +16,18 @@ from stl_search.search.problem import Pool, Problem
 __all__ = ["Clock", "Strategy", "get", "names", "register", "suitable"]
 
 # each registers its strategy when imported
-_MODULES = ("numeric", "compose", "deflate", "orbit", "group_algebra", "flipgraph", "border", "mirror", "symmetric")
+_MODULES = (
+    "numeric",
+    "compose",
+    "deflate",
+    "orbit",
+    "group_algebra",
+    "flipgraph",
+    "border",
+    "mirror",
+    "symmetric",
+    "cheap",
+)
 
 
 class Clock:
