@@ -264,7 +264,7 @@ def _calibrated(
     from stl_search.search.calibrated import calibrated, read_matrix
 
     others = {"strategies": "--strategy", "symmetry": "--symmetry", "given": "--start", "workers": "--workers"}
-    unfit = [flag for name, flag in (*others.items(), ("fresh", "--fresh")) if options[name]]
+    unfit = [flag for name, flag in others.items() if options[name]]
     unfit += ["--ring"] if options["ring"] != "R" else []
     unfit += ["--coefficients"] if options["coefficients"] != "any" else []
     if unfit:
@@ -275,7 +275,7 @@ def _calibrated(
     words += ["--steps", str(steps)] if steps is not None else ["--time", str(time_ or 60.0)]
     found = calibrated(
         shape, rank, *map(read_matrix, files), dtype=options["dtype"], time=time_, steps=steps, seed=options["seed"],
-        layout=layout, starts=options["starts"], out=options["out"],
+        layout=layout, starts=options["starts"], out=options["out"], fresh=options["fresh"],
         command=shlex.join([*words, "--calibrate", *map(os.path.basename, files)]),
     )  # fmt: skip
     if as_json:
