@@ -233,8 +233,8 @@ def calibrated(
     The second half of A's rows is kept back, and measured with the scheme found and with the best universal one of
     the catalogs (``held_out``, ``held_out_universal``). Starts are random, ``steps`` of them or as many as ``time``
     allows; with ``starts`` "shipped" or "catalog" the best universal scheme there is the first one. The scheme goes to
-    ``out`` through ``catalog.add``. The journal of the run lies there too, so that an interrupted search goes on when it
-    is called again with the same data; ``fresh`` starts anew.
+    ``out`` through ``catalog.add``. The journal of the run lies there too, so that an interrupted search goes on when
+    it is called again with the same data; ``fresh`` starts anew.
 
     Raises UsageError for what makes no sense and for data that do not fit.
     """
