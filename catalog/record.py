@@ -38,13 +38,15 @@ from stl_search.score import (
     Figures,
     additions,
     balanced,
+    bytes_moved,
     expected_error,
     max_coefficient,
     noise_gain,
+    on_grid,
     relative_rounding,
 )
 from stl_search.score import figures as figures_of
-from stl_search.transform import kron, permute_to, project, smallest_ring, sum_k, sum_m, sum_n, to_ring
+from stl_search.transform import classical, kron, permute_to, project, smallest_ring, sum_k, sum_m, sum_n, to_ring
 from stl_search.verify import Certificate, first_failure, residual, verify
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "combine",
     "compose",
     "one_line",
+    "part_of",
     "read_file",
     "read_record",
     "retag",
@@ -108,8 +111,9 @@ Parts = Callable[[str], Scheme]
 class Record:
     """One entry: u (r, m, k), v (r, k, n), w (r, m, n) with certificate, figures and provenance.
 
-    ``figures`` is the JSON object of the file: E, kappa, error {dtype: number}, additions, max_coeff, and
-    additions_shared for exact schemes that are not huge; the first three are None over Z2, where they have no meaning.
+    ``figures`` is the JSON object of the file: E, kappa, error {dtype: number}, additions, max_coeff, bytes (see
+    ``score.bytes_moved``; older files do without), and additions_shared for exact schemes that are not huge; the first
+    three are None over Z2, where they have no meaning.
     """
 
     scheme: Scheme
@@ -295,8 +299,8 @@ def check_file(path: str | os.PathLike[str], parts: Parts | None = None) -> Chec
 
     Proves the scheme afresh and compares every claim that is present: id, certificate (kind, rings, E_exact), figures
     (E: not below the exact value and within FIGURE_RTOL of it; kappa, max_coeff: FIGURE_RTOL; error: ERROR_RTOL;
-    additions: equal; additions_shared: not below what ``programs.additions_shared`` counts). The parts of a composition
-    come from ``parts``, by default from the folder of the file and the catalog.
+    additions: equal; additions_shared: not below what ``programs.additions_shared`` counts; bytes: FIGURE_RTOL). The
+    parts of a composition come from ``parts``, by default from the folder of the file and the catalog.
     """
     name = os.fspath(path)
     try:
@@ -390,6 +394,7 @@ class Claims:
     e_exact: Fraction | None
     numbers: Mapping[str, int | float]  # E, kappa, additions, additions_shared, max_coeff
     error: Mapping[str, int | float]
+    bytes: Mapping[str, int | float]  # moved for each entry of A, B and C
 
 
 def claims_of(obj: dict[str, Any]) -> Claims:
@@ -423,13 +428,18 @@ def claims_of(obj: dict[str, Any]) -> Claims:
     for dtype in error:
         if dtype not in DTYPES:
             raise FormatError(f"figures.error: unknown dtype {dtype!r:.60}; known: {', '.join(DTYPES)}")
-    for key, value in [*numbers.items(), *((f"error.{d}", x) for d, x in error.items())]:
+    moved = _mapping(figures, "bytes", "figures.")
+    for side in moved:
+        if side not in ("A", "B", "C"):
+            raise FormatError(f"figures.bytes: unknown matrix {side!r:.60}; known: A, B, C")
+    named = [(f"error.{d}", x) for d, x in error.items()] + [(f"bytes.{s}", x) for s, x in moved.items()]
+    for key, value in [*numbers.items(), *named]:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise FormatError(f"figures.{key} is {value!r:.60}, must be a number")
         if abs(value) > sys.float_info.max:
             raise FormatError(f"figures.{key} is beyond the range of a double")
     _mapping(obj, "provenance", "")
-    return Claims(claimed_id, kind, tuple(claimed_rings), exact, numbers, error)
+    return Claims(claimed_id, kind, tuple(claimed_rings), exact, numbers, error, moved)
 
 
 def _mapping(obj: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
@@ -478,6 +488,9 @@ def _failures(claims: Claims, scheme: Scheme, proved: Certificate, figures: Mapp
             break
         if not _close(claim, figures["error"][dtype], ERROR_RTOL):
             found.append(f"figures.error.{dtype} is {claim!r}, computed is {figures['error'][dtype]!r}")
+    for side, claim in claims.bytes.items():
+        if not _close(claim, figures["bytes"][side], FIGURE_RTOL):
+            found.append(f"figures.bytes.{side} is {claim!r}, computed is {figures['bytes'][side]!r}")
     return found
 
 
@@ -491,16 +504,17 @@ def _short(x: Fraction | None) -> str:
 
 def _figures(scheme: Scheme, certificate: Certificate) -> dict[str, Any]:
     """The ``figures`` object of a proved scheme; infinite where they leave the range of a double."""
+    moved = bytes_moved(scheme.shape, scheme.rank)
     try:
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             if certificate.E is None:
-                found = Figures(0.0, 0.0, {}, additions(scheme), max_coefficient(scheme)).to_json()
+                found = Figures(0.0, 0.0, {}, additions(scheme), max_coefficient(scheme), moved).to_json()
                 found |= {"E": None, "kappa": None, "error": None}
             else:
                 found = figures_of(scheme, certificate.E).to_json()
     except OverflowError:  # an exact coefficient beyond 1.8e308
         errors = dict.fromkeys(DTYPES, math.inf)
-        found = Figures(certificate.E or 0.0, math.inf, errors, additions(scheme), math.inf).to_json()
+        found = Figures(certificate.E or 0.0, math.inf, errors, additions(scheme), math.inf, moved).to_json()
     shared = additions_shared(scheme)
     return found if shared is None else found | {"additions_shared": shared}
 
@@ -549,51 +563,30 @@ def combine(op: str, parts: Sequence[Scheme], **kept: Sequence[int]) -> Scheme:
 def compose(obj: dict[str, Any], parts: Parts | None) -> Scheme:
     """The scheme of a ``stl-composition/1`` object, <m,k,n> of the rank that it states, from parts found by id.
 
-    Parts are taken in the shape they are stored in, or brought to the permuted ones that "shapes" lists, and combined
-    from the left: kron, sum_m, sum_k, sum_n, or project (one part; "rows", "inner", "cols" say which indices to keep,
-    by default the first ones). Raises FormatError
-    for a malformed object, VerificationError when shape, rank or ring are not what the parts give, CatalogError for
-    a part that is not there.
+    Parts are combined from the left: kron, sum_m, sum_k, sum_n, or project (one part; "rows", "inner", "cols" say which
+    indices to keep, by default the first ones). A part is an id, or an object with "op" and "parts" of its own, or
+    {"op": "classical", "shape": [m, k, n], "rank": r}, the first r products of the classical algorithm. Parts are taken
+    in the shape they have, or brought to the permuted ones that "shapes" lists. Raises FormatError for a malformed
+    object, VerificationError when shape, rank or ring are not what the parts give, CatalogError for a part that is not
+    there.
     """
     for key in ("shape", "rank", "op", "parts"):
         if key not in obj:
             raise FormatError(f"{key!r} is missing")
     if obj["op"] not in OPERATIONS:
         raise FormatError(f"unknown op {obj['op']!r:.60}; known: {', '.join(OPERATIONS)}")
-    try:
-        shape = parse_shape(obj["shape"])
-    except SchemeError as error:
-        raise FormatError(str(error)) from None
-    rank, ids, ring = obj["rank"], obj["parts"], obj.get("ring")
+    shape, rank = _sides(obj["shape"]), obj["rank"]
+    ring = obj.get("ring")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank <= MAX_RANK:
         raise FormatError(f"rank is {rank!r:.60}, must be an integer 0..{MAX_RANK}")
     if ring is not None and ring not in rings.NAMES:
         raise FormatError(f"unknown ring {ring!r:.60}; known: {', '.join(rings.NAMES)}")
-    if not isinstance(ids, list) or not all(isinstance(i, str) and _ID.fullmatch(i) for i in ids):
-        raise FormatError("parts must be a list of ids of 64 hexadecimal digits")
-    if len(ids) > MAX_PARTS:
-        raise FormatError(f"{len(ids)} parts; the limit is {MAX_PARTS}")
+    if _leaves(obj) > MAX_PARTS:
+        raise FormatError(f"{_leaves(obj)} parts; the limit is {MAX_PARTS}")
     check_size(shape, rank, "Q")
     if parts is None:
         raise CatalogError("a composition is read together with a catalog that holds its parts")
-    kept = {}
-    if obj["op"] == "project":
-        for key, side in zip(_KEPT, shape, strict=True):
-            kept[key] = obj.get(key, list(range(side)))
-            if not isinstance(kept[key], list) or not all(type(i) is int for i in kept[key]):
-                raise FormatError(f"{key} is {kept[key]!r:.60}, must be a list of indices")
-    turned = obj.get("shapes")
-    if turned is not None and (not isinstance(turned, list) or len(turned) != len(ids)):
-        raise FormatError("shapes must be a list with one shape for each part")
-    schemes = [parts(i) for i in ids]
-    try:
-        if turned is not None:
-            schemes = [permute_to(one, parse_shape(sides)) for one, sides in zip(schemes, turned, strict=True)]
-        scheme = combine(obj["op"], schemes, **kept)
-    except UsageError as error:
-        raise FormatError(str(error)) from None
-    except SchemeError as error:
-        raise VerificationError(f"{obj['op']}: {error}") from None
+    scheme = _combined(obj, parts, shape)
     if scheme.shape != shape:
         raise VerificationError(f"shape is {list(shape)}, the parts give {list(scheme.shape)}")
     if scheme.rank != rank:
@@ -602,6 +595,63 @@ def compose(obj: dict[str, Any], parts: Parts | None) -> Scheme:
         raise VerificationError(f"ring is {ring}, the parts give {scheme.ring.name}")
     check_size(shape, rank, scheme.ring.name)
     return scheme
+
+
+def _sides(value: Any) -> Shape:
+    try:
+        return parse_shape(value)
+    except SchemeError as error:
+        raise FormatError(str(error)) from None
+
+
+def _leaves(obj: dict[str, Any]) -> int:
+    """The number of ids and classical parts in a composition, each of which is well-formed."""
+    parts = obj.get("parts")
+    if obj.get("op") == "classical":
+        shape, rank = _sides(obj.get("shape")), obj.get("rank")
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 0 <= rank <= math.prod(shape):
+            raise FormatError(f"rank of a classical part is {rank!r:.60}, must be an integer 0..{math.prod(shape)}")
+        check_size(shape, rank, "ZT")
+        return 1
+    if obj.get("op") not in OPERATIONS:
+        raise FormatError(f"unknown op {obj.get('op')!r:.60}; known: {', '.join(OPERATIONS)}, and classical for parts")
+    if not isinstance(parts, list) or not all(
+        isinstance(i, dict) or (isinstance(i, str) and _ID.fullmatch(i)) for i in parts
+    ):
+        raise FormatError("parts must be a list of ids of 64 hexadecimal digits or of compositions")
+    turned = obj.get("shapes")
+    if turned is not None and (not isinstance(turned, list) or len(turned) != len(parts)):
+        raise FormatError("shapes must be a list with one shape for each part")
+    return sum(_leaves(part) if isinstance(part, dict) else 1 for part in parts)
+
+
+def part_of(part: str | dict[str, Any], parts: Parts) -> Scheme:
+    """The scheme of one part of a composition: an id, a composition, or the first products of a classical algorithm."""
+    if isinstance(part, str):
+        return parts(part)
+    if part["op"] == "classical":
+        whole = classical(part["shape"])
+        return Scheme(whole.shape, whole.ring, *(f[: part["rank"]] for f in whole.factors))
+    return _combined(part, parts)
+
+
+def _combined(obj: dict[str, Any], parts: Parts, shape: Shape | None = None) -> Scheme:
+    """The parts of a composition, combined; project keeps the first indices that ``shape`` asks for, or all."""
+    schemes = [part_of(part, parts) for part in obj["parts"]]
+    kept = {}
+    if obj["op"] == "project":
+        for key, side in zip(_KEPT, shape or (schemes[0].shape if schemes else ()), strict=False):
+            kept[key] = obj.get(key, list(range(side)))
+            if not isinstance(kept[key], list) or not all(type(i) is int for i in kept[key]):
+                raise FormatError(f"{key} is {kept[key]!r:.60}, must be a list of indices")
+    try:
+        if obj.get("shapes") is not None:
+            schemes = [permute_to(one, parse_shape(sides)) for one, sides in zip(schemes, obj["shapes"], strict=True)]
+        return combine(obj["op"], schemes, **kept)
+    except UsageError as error:
+        raise FormatError(str(error)) from None
+    except SchemeError as error:
+        raise VerificationError(f"{obj['op']}: {error}") from None
 
 
 # -- the shape in which coefficients are kept --------------------------------------------------------------------------
@@ -631,7 +681,8 @@ def shorten(scheme: Scheme) -> Scheme:
     """The same u (r, m, k), v, w over R or C, terms balanced, with the fewest significant decimal digits.
 
     ``error(dtype)`` stays within SHORTEN_RTOL of what it was for every dtype of ``score.DTYPES``. Exact schemes, over
-    whatever ring, come back as they are.
+    whatever ring, come back as they are. Encoders on the grid of ``score.GRID`` stay there instead of being balanced,
+    since their norms differ little anyway; so does a decoder that is on it up to a scale for each term.
 
     >>> shorten(Scheme((1, 1, 2), "R", [[0.5]], [[0.5, 1.2345e-9]], [[0.5, 9.8765e-10]])).v.tolist()
     [[[0.5, 1e-09]]]
@@ -639,10 +690,13 @@ def shorten(scheme: Scheme) -> Scheme:
     if scheme.ring.exact or residual(scheme) == 0:
         return scheme
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        even = scheme if _is_balanced(scheme) else balanced(scheme)
+        *encoders, decoder = scheme.flat()
+        grid = all(on_grid(f) for f in encoders)
+        whole = grid and on_grid(decoder, scaled=True)
+        even = scheme if grid or _is_balanced(scheme) else balanced(scheme)
         wanted = _errors(even)
         for digits in range(1, 17):  # 17 change nothing
-            short = _rounded(even, digits)
+            short = _rounded(even, digits, whole)
             if short is not None and all(
                 _close(e, w, SHORTEN_RTOL) for e, w in zip(_errors(short), wanted, strict=True)
             ):
@@ -660,8 +714,18 @@ def _is_balanced(scheme: Scheme) -> bool:
     return bool((norms.max(axis=0) <= BALANCE_SLACK * norms.min(axis=0)).all())
 
 
-def _rounded(scheme: Scheme, digits: int) -> Scheme | None:
-    """The scheme with that many significant decimal digits; None when one leaves the range of a double."""
+def _rounded(scheme: Scheme, digits: int, scales: bool = False) -> Scheme | None:
+    """The scheme with that many significant decimal digits; None when one leaves the range of a double.
+
+    With ``scales`` only the largest coefficient of each row is rounded, and the others keep their ratio to it.
+    """
+    if scales:
+        factors = []
+        for f in scheme.factors:
+            peak = np.abs(f).max(axis=(1, 2), keepdims=True)
+            scale = np.array([float(f"{x:.{digits - 1}e}") for x in peak.ravel().tolist()]).reshape(peak.shape)
+            factors.append(f / np.where(peak > 0, peak, 1.0) * scale)
+        return Scheme(scheme.shape, scheme.ring, *factors) if all(np.isfinite(f).all() for f in factors) else None
     factors = []
     for f in scheme.factors:
         parts = f.view(np.float64)

@@ -28,6 +28,7 @@ from stl_search.catalog.record import (
     claims_of,
     combine,
     one_line,
+    part_of,
     read_file,
     read_record,
     retag,
@@ -35,7 +36,7 @@ from stl_search.catalog.record import (
 )
 from stl_search.errors import CatalogError, FormatError, SchemeError, StlError, UsageError
 from stl_search.scheme import FORMAT, MAX_RANK, Scheme, Shape, dump_scheme_object, parse_shape
-from stl_search.score import DTYPES, check_dtype, line, relative_rounding
+from stl_search.score import DTYPES, bytes_moved, check_dtype, line, relative_rounding
 from stl_search.transform import permute_to
 
 __all__ = [
@@ -103,6 +104,11 @@ class Entry:
         """sqrt(E + 2 d^2 kappa) at that dtype; infinite over Z2, where it has no meaning."""
         return self.errors.get(check_dtype(dtype), math.inf)
 
+    @property
+    def bytes(self) -> dict[str, float]:
+        """What is moved for each entry of A, B and C: see ``score.bytes_moved``."""
+        return bytes_moved(self.shape, self.rank)
+
     def to_json(self) -> dict[str, Any]:
         """The entry as the command line prints it."""
         return {
@@ -115,6 +121,7 @@ class Entry:
             "kappa": self.kappa,
             "error": dict(self.errors) or None,
             "additions": self.additions,
+            "bytes": self.bytes,
             "strategy": self.provenance.get("strategy"),
         }
 
@@ -631,14 +638,15 @@ def add(
 
 def add_composition(
     op: str,
-    parts: Sequence[str],
+    parts: Sequence[str | dict[str, Any]],
     provenance: Mapping[str, Any],
     out: str | os.PathLike[str] | None = None,
     shapes: Sequence[Sequence[int]] | None = None,
     **indices: Sequence[int],
 ) -> Path:
-    """Writes a ``stl-composition/1`` file, for schemes too big to store; ``parts`` are full ids; the path of the file.
+    """Writes a ``stl-composition/1`` file, for schemes too big to store; the path of the file.
 
+    ``parts`` are full ids, or compositions in their turn (see ``record.compose``).
     ``op`` is kron, sum_m, sum_k, sum_n or project (with ``rows``, ``inner``, ``cols``: the indices to keep). The parts
     must be in the same folder or in the catalog; their file names carry their ids. They are brought to ``shapes``,
     permutations of their own, where given. Raises what ``record.combine`` raises, and CatalogError for a part that is
@@ -646,7 +654,7 @@ def add_composition(
     """
     folder = user_dir() if out is None else Path(out)
     finder = part_finder(folder)
-    schemes = [finder(part) for part in parts]
+    schemes = [part_of(part, finder) for part in parts]
     if shapes is not None:
         schemes = [permute_to(one, turned) for one, turned in zip(schemes, shapes, strict=True)]
     kept: dict[str, list[int]] = {}

@@ -185,6 +185,10 @@ def main() -> None:
     help="Invariant schemes only: cyclic, transpose, reverse, permute:(1,2), a group, or a + of them.",
 )
 @click.option(
+    "--coefficients", type=click.Choice(["any", "sparse", "grid", "sparse+w", "grid+w"]), default="any",
+    show_default=True, help="Encoders with few non-zeros, or of 0, +-1/4, +-1/2, +-1, +-2; +w: decoders too.",
+)  # fmt: skip
+@click.option(
     "--starts", type=click.Choice(["none", "shipped", "catalog"]), default="none", show_default=True,
     help="Which catalog entries to start from.",
 )  # fmt: skip
@@ -261,9 +265,10 @@ def _calibrated(
     from stl_search.search.calibrated import calibrated, read_matrix
 
     others = {"strategies": "--strategy", "symmetry": "--symmetry", "given": "--start", "workers": "--workers"}
-    unfit = [flag for name, flag in (*others.items(), ("fresh", "--fresh")) if options[name]]
+    unfit = [flag for name, flag in others.items() if options[name]]
     unfit += ["--ring"] if options["ring"] != "R" else []
     unfit += ["--device"] if options["device"] == "cuda" else []
+    unfit += ["--coefficients"] if options["coefficients"] != "any" else []
     if unfit:
         raise UsageError(
             f"--calibrate is a search of its own, over R, in one process, on the CPU: leave out {', '.join(unfit)}"
@@ -274,7 +279,7 @@ def _calibrated(
     words += ["--steps", str(steps)] if steps is not None else ["--time", str(time_ or 60.0)]
     found = calibrated(
         shape, rank, *map(read_matrix, files), dtype=options["dtype"], time=time_, steps=steps, seed=options["seed"],
-        layout=layout, starts=options["starts"], out=options["out"],
+        layout=layout, starts=options["starts"], out=options["out"], fresh=options["fresh"],
         command=shlex.join([*words, "--calibrate", *map(os.path.basename, files)]),
     )  # fmt: skip
     if as_json:
@@ -331,6 +336,14 @@ def _show_result(found: dict[str, Any]) -> None:
         ]
         columns = [("", "left"), ("E", "right"), ("error", "right"), ("kappa", "right"), ("time", "right")]
         _console().print(_table(f"{title}, {found['dtype']}", columns, rows))
+        free = found["unrestricted"]
+        if free is not None:
+            columns = [("", "left"), ("error^2", "right"), ("additions", "right"), ("non-zeros u v w", "right")]
+            rows = [
+                [what, one["error"] ** 2, one["additions"], " ".join(map(str, one["nonzeros"])), _bytes(one["bytes"])]
+                for what, one in ((found["coefficients"], found), (f"any, rank {free['rank']}", free))
+            ]
+            _console().print(_table("coefficients", [*columns, ("bytes A B C", "right")], rows))
     verdict = "found" if found["found"] else "not found"
     marks = ["a truncation: it ties the line"] if found["truncation"] else []
     marks += [found["reason"]] if found["reason"] else []
@@ -607,7 +620,8 @@ def catalog_list(
         _print_json({"entries": [entry.to_json() for entry in found]})
         return
     columns = [("shape", "left"), ("rank", "right"), ("ring", "left"), ("E", "right"), ("kappa", "right")]
-    columns += [(f"error {dtype}", "right"), ("additions", "right"), ("id", "left"), ("strategy", "left")]
+    columns += [(f"error {dtype}", "right"), ("additions", "right"), ("bytes A B C", "right"), ("id", "left")]
+    columns += [("strategy", "left")]
     _console().print(_table(f"{len(found)} entries", columns, [_row(entry, dtype) for entry in found]))
 
 
@@ -621,9 +635,15 @@ def _row(entry: Entry, dtype: str) -> list[Any]:
         entry.kappa,
         error if math.isfinite(error) else None,
         entry.additions,
+        _bytes(entry.bytes),
         entry.id[:8],
         entry.provenance.get("strategy"),
     ]
+
+
+def _bytes(moved: dict[str, float]) -> str:
+    """Bytes moved for each entry of A, B and C."""
+    return " ".join(f"{x:.3g}" for x in moved.values())
 
 
 @catalog.command("best")
@@ -655,6 +675,7 @@ def catalog_best(
         f"{_name(entry.shape)} rank {entry.rank} over {entry.ring}: error {entry.error(dtype):.4g} at {dtype}, "
         f"E {_cell(entry.E)}, kappa {_cell(entry.kappa)}, id {entry.id[:16]}"
     )
+    click.echo(f"additions {_cell(entry.additions)}, bytes for each entry of A, B, C {_bytes(entry.bytes)}")
     click.echo(entry.path)
 
 
@@ -687,29 +708,34 @@ def catalog_frontier(shape: Shape | None, tile: int | None, dtype: str, as_json:
 @shape_options
 @click.option("--dtype", type=dtype_choice, default="bf16", show_default=True, help="Precision whose error counts.")
 @click.option("--count", type=click.IntRange(1, 1000), default=40, show_default=True, metavar="N", help="How many.")
+@click.option(
+    "--replace", is_flag=True, help="Delete earlier compositions for the shape that are no longer among them."
+)
 @click.option("--out", type=dir_type, metavar="DIR", help="Catalog folder to write to.  [default: yours]")
 @json_option
 def catalog_compose(
-    shape: Shape | None, tile: int | None, dtype: str, count: int, out: str | None, as_json: bool
+    shape: Shape | None, tile: int | None, dtype: str, count: int, replace: bool, out: str | None, as_json: bool
 ) -> None:
     """Write the best compositions of entries for a larger shape: less error for each further product."""
     from stl_search.catalog.store import user_dir
     from stl_search.score import relative_rounding
-    from stl_search.search.compositions import pareto, written
+    from stl_search.search.compositions import pareto, replaced, written
 
     wanted = _shape(shape, tile)
     assert wanted is not None
     command = ["stl-search", "catalog", "compose", "--shape", ",".join(map(str, wanted)), "--dtype", dtype]
-    origin = {"command": shlex.join([*command, "--count", str(count)]), "strategy": "composition"}
+    origin = {"command": shlex.join([*command, "--count", str(count)])}
     lam = 2 * relative_rounding(dtype) ** 2
     points = [
         {
             "rank": one.rank,
             "error": math.sqrt(max(0.0, one.cost(lam))),
-            "id": written(one, wanted, origin, out or user_dir()),
+            "id": written(one, origin, out or user_dir()),
         }
         for one in _each(pareto(wanted, dtype, count))
     ]
+    if replace:
+        replaced(wanted, [str(point["id"]) for point in points], out or user_dir())
     if as_json:
         _print_json({"shape": list(wanted), "dtype": dtype, "points": points})
         return
@@ -742,7 +768,7 @@ def catalog_show(entry: str, as_json: bool) -> None:
     ]
     for name, value in record.figures.items():
         if isinstance(value, dict):
-            rows += [(f"error {dtype}", x) for dtype, x in value.items()]
+            rows += [(f"{name} {key}", x) for key, x in value.items()]
         else:
             rows.append((name, value))
     rows += [

@@ -29,6 +29,7 @@ __all__ = [
     "best_residual_term",
     "damped_gauss_newton",
     "drop_costs",
+    "eliminated",
     "levenberg_marquardt",
     "normal_equations",
     "objective",
@@ -191,6 +192,18 @@ def refine(
                 rho_hist = [h[alive] for h in rho_hist]
     z = full(x_all)
     return (z[:, :cut].reshape(b, r, i), z[:, cut : cut + r * len_v].reshape(b, r, len_v), w_all), f_all
+
+
+def eliminated(shape: Shape, u: Floats, v: Floats, lam: float = 0.0, w: Floats | None = None) -> tuple[Floats, Floats]:
+    """(w, F) of a batch: the w (b, r, mn) that is best for u and v; with ``w`` given, its rows scaled for the best."""
+    m, k, n = shape
+    g, products = _gram(u) * _gram(v), _contract_w(shape, u, v)
+    if w is None:
+        best = _solve(_damped(g, lam), products)
+        return best, m * k * n - (products * best).sum(axis=(1, 2))
+    right = (products * w).sum(axis=2)
+    scales = _solve(_damped(g * _gram(w), lam), right[:, :, None])[:, :, 0]
+    return scales[:, :, None] * w, m * k * n - (right * scales).sum(axis=1)
 
 
 def levenberg_marquardt(

@@ -23,10 +23,12 @@ from stl_search.scheme import Array, Scheme, Shape, matmul_tensor
 
 __all__ = [
     "DTYPES",
+    "GRID",
     "Figures",
     "additions",
     "apriori_bound",
     "balanced",
+    "bytes_moved",
     "check_dtype",
     "error",
     "expected_error",
@@ -37,6 +39,7 @@ __all__ = [
     "max_coefficient",
     "monte_carlo",
     "noise_gain",
+    "on_grid",
     "relative_rounding",
     "round_to",
     "stored",
@@ -182,6 +185,49 @@ def additions(scheme: Scheme) -> int:
     return count + int(np.maximum((w != 0).sum(axis=0) - 1, 0).sum())
 
 
+_OPERAND, _PRODUCT = 2, 4  # bytes of an entry of A, B, C and encoded operands (bf16), and of a product (fp32)
+
+
+def bytes_moved(shape: Shape, rank: int) -> dict[str, float]:
+    """{"A", "B", "C"}: bytes moved for each entry of A, of B and of C in one level of a scheme, whatever the sizes.
+
+    Entries of A, B, C and of encoded operands take 2 bytes (bf16), those of the r products 4 (fp32). Encoding, products
+    and decoding are three passes, each of which reads what it needs and writes what it makes once. So A is read, its r
+    slices are written and read: (2 mk + 2 * 2 r)/(mk), and likewise for B; the products are written and read, and C is
+    written: (2 * 4 r + 2 mn)/(mn). A product of M x K and K x N moves A * MK + B * KN + C * MN bytes; a dense one has 2
+    for each of the three. Fused passes move less, operands that do not fit a cache more.
+
+    >>> bytes_moved((2, 2, 2), 7)
+    {'A': 9.0, 'B': 9.0, 'C': 16.0}
+    """
+    m, k, n = shape
+    slices = 2 * _OPERAND * rank
+    return {
+        "A": _OPERAND + slices / (m * k),
+        "B": _OPERAND + slices / (k * n),
+        "C": _OPERAND + 2 * _PRODUCT * rank / (m * n),
+    }
+
+
+GRID = (0.25, 0.5, 1.0, 2.0)  # sizes of the coefficients that are searched for where cheap ones are asked for
+
+
+def on_grid(rows: npt.NDArray[Any], scaled: bool = False) -> bool:
+    """Whether every coefficient is 0 or of a size in GRID; ``scaled``: or becomes so by one scale for each row.
+
+    >>> on_grid(np.array([[0.5, -2.0, 0.0]])), on_grid(np.array([[0.3, 0.6]])), on_grid(np.array([[0.3, 0.6]]), True)
+    (True, False, True)
+    """
+    if np.iscomplexobj(rows):
+        return False
+    size = np.abs(rows)
+    if not scaled:
+        return bool(np.isin(size, (0.0, *GRID)).all())
+    peak = size.max(axis=1, keepdims=True, initial=0.0)
+    steps = [x / GRID[-1] for x in GRID]  # powers of two: a row divided by its peak is exact
+    return bool(np.isin(size / np.where(peak > 0, peak, 1.0), (0.0, *steps)).all())
+
+
 def max_coefficient(scheme: Scheme) -> float:
     """The largest |coefficient|, as a double."""
     return max((float(np.abs(f).max()) for f in scheme.as_float() if f.size), default=0.0)
@@ -299,6 +345,7 @@ class Figures:
     error: dict[str, float]
     additions: int
     max_coeff: float
+    bytes: dict[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """The ``figures`` object of a ``stl-scheme/1`` file."""
@@ -308,6 +355,7 @@ class Figures:
             "error": dict(self.error),
             "additions": self.additions,
             "max_coeff": self.max_coeff,
+            "bytes": dict(self.bytes),
         }
 
 
@@ -317,7 +365,8 @@ def figures(scheme: Scheme, e: float | None = None) -> Figures:
         e = expected_error(scheme)
     kappa = noise_gain(scheme)
     errors = {name: math.sqrt(e + 2 * relative_rounding(name) ** 2 * kappa) for name in DTYPES}
-    return Figures(e, kappa, errors, additions(scheme), max_coefficient(scheme))
+    moved = bytes_moved(scheme.shape, scheme.rank)
+    return Figures(e, kappa, errors, additions(scheme), max_coefficient(scheme), moved)
 
 
 def _float_rows(scheme: Scheme) -> tuple[Array, ...]:

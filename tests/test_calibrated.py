@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from click.testing import CliRunner
 from stl_search import decompose, score
 from stl_search.catalog import store
 from stl_search.cli import main
-from stl_search.errors import FormatError, UsageError
+from stl_search.errors import CatalogError, FormatError, UsageError
 from stl_search.scheme import Scheme, Shape
 from stl_search.search.calibrated import LAYOUTS, Calibration, calibrated, fit, measured, read_matrix, tiles
 from stl_search.testing import STRASSEN
@@ -122,6 +124,74 @@ def test_structured_data_are_served_better_than_by_the_universal_scheme(
     assert "--starts catalog" in record["command"]
 
 
+def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STL_CATALOG", str(tmp_path / "mine"))
+    store.add(some((2, 2, 2), 5), {}, tmp_path / "mine", "bf16")
+    a, b = data((2, 2, 2))
+    fits = []
+
+    def counted(*arguments: Any, **options: Any) -> Scheme:
+        fits.append(1)
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr("stl_search.search.calibrated.fit", counted)
+
+    def search(out: str, stop: int = 99, steps: int = 5, **options: Any) -> dict[str, Any]:
+        def progress(tried: int, error: float) -> None:
+            if tried == stop:
+                raise KeyboardInterrupt
+
+        fits.clear()
+        return calibrated(
+            (2, 2, 2), 6, a, b, steps=steps, starts="catalog", out=tmp_path / out, progress=progress, **options
+        )
+
+    whole = search("whole")
+    assert len(fits) == 5
+    for stop in (1, 3):
+        with pytest.raises(KeyboardInterrupt):
+            search("cut", stop)
+        first = len(fits)
+        found = search("cut")
+        assert len(fits) == 5 - stop
+        assert first == stop
+        assert found["id"] == whole["id"]
+        assert Path(found["path"]).read_text() == Path(whole["path"]).read_text()
+        Path(found["path"]).unlink()  # a finished journal is not gone on with
+    with pytest.raises(KeyboardInterrupt):
+        search("cut", 3)
+    assert search("cut", fresh=True)["id"] == whole["id"]
+    assert len(fits) == 5
+    with pytest.raises(KeyboardInterrupt):
+        search("cut", 3)
+    few = search("cut", steps=2)
+    assert len(fits) == 0
+    assert few["id"] == search("few", steps=2)["id"]
+    with pytest.raises(KeyboardInterrupt):
+        search("cut", 3)
+    a[0, 0] += 1  # other data, another search
+    search("cut")
+    assert len(fits) == 5
+
+
+def test_the_journal_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STL_CATALOG", str(tmp_path / "mine"))
+    a, b = data((2, 2, 2))
+
+    def interrupted(tried: int, error: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrated((2, 2, 2), 6, a, b, steps=2, out=tmp_path, progress=interrupted)
+    (path,) = (tmp_path / ".journal").iterdir()
+    lines = path.read_bytes().splitlines(keepends=True)
+    text = b'{"job": 0}\n'
+    path.write_bytes(lines[0] + b"%08x " % zlib.crc32(text) + text)
+    with pytest.raises(CatalogError, match="use --fresh"):
+        calibrated((2, 2, 2), 6, a, b, steps=2, out=tmp_path)
+    assert calibrated((2, 2, 2), 6, a, b, steps=1, out=tmp_path, fresh=True)["id"]
+
+
 def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:
     a, b = data((2, 2, 2))
     with pytest.raises(UsageError, match="inner sizes differ"):
@@ -136,7 +206,12 @@ def test_what_cannot_be_calibrated_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", np.zeros(3))
     with pytest.raises(FormatError, match="1 dimensions"):
         read_matrix(tmp_path / "y.npy")
-    for options, named in ((["--ring", "ZT"], "--ring"), (["--start", "x"], "--start"), (["--workers", "2"], "--work")):
+    for options, named in (
+        (["--ring", "ZT"], "--ring"),
+        (["--start", "x"], "--start"),
+        (["--workers", "2"], "--work"),
+        (["--coefficients", "grid"], "--coeff"),
+    ):
         refused = CliRunner().invoke(
             main, ["discover", "--tile", "2", "--rank", "7", *options, "--calibrate", "a", "b"]
         )

@@ -208,7 +208,7 @@ def test_the_tables_for_people_hold_the_same_numbers(home: Path) -> None:
         assert " 7 " in row
     assert f"{score.line((2, 2, 2), 4):.4g}" in run("catalog", "frontier", "--tile", 2).stdout
     best = run("catalog", "best", "--tile", 2, "--rank", 7).stdout.splitlines()
-    assert best[1] == str(path)
+    assert best[1:] == ["additions 18, bytes for each entry of A, B, C 9 9 16", str(path)]
     shown = run("catalog", "show", STRASSEN.id[:6]).stdout
     for part in (STRASSEN.id, "exact over Z2, ZT, Z, Q", "by hand", "additions", "18"):
         assert part in shown
@@ -296,8 +296,8 @@ def test_import_takes_a_border_rank_file_at_x_or_for_a_dtype(home: Path, tmp_pat
 FOUND = {
     "found": True, "path": "/somewhere/2x2x2_r4.json", "id": "ab" * 32, "shape": [2, 2, 2], "rank": 4, "ring": "R",
     "dtype": "bf16", "E": 0.4486, "error": 0.67, "kappa": 67.1, "strategy": "numeric", "seconds": 3.96, "jobs": 8,
-    "floor": 0.25, "line": 0.5, "truncation": False, "reason": "", "catalog_better": None,
-    "device": "cpu", "measured": None,
+    "floor": 0.25, "line": 0.5, "truncation": False, "reason": "", "catalog_better": None, "coefficients": "any",
+    "unrestricted": None, "device": "cpu", "measured": None,
 }  # fmt: skip
 
 
@@ -339,13 +339,13 @@ def test_discover_hands_every_option_on(search: Any, tmp_path: Path) -> None:
     run_json(
         "discover", "--shape", "2,3,4", "--rank", 20, "--ring", "Q", "--dtype", "fp16", "--time", "30m", "--seed", 7,
         "--workers", 3, "--strategy", "numeric", "--strategy", "deflate", "--symmetry", "C2",
-        "--starts", "catalog", "--device", "cpu",
+        "--coefficients", "sparse", "--starts", "catalog", "--device", "cpu",
         "--out", tmp_path, "--fresh",
     )  # fmt: skip
     assert stand_in.called == ((2, 3, 4), 20)
     assert stand_in.options == {
         "ring": "Q", "dtype": "fp16", "time": 1800.0, "steps": None, "seed": 7, "workers": 3,
-        "strategies": ("numeric", "deflate"), "symmetry": "C2", "starts": "catalog",
+        "strategies": ("numeric", "deflate"), "symmetry": "C2", "coefficients": "sparse", "starts": "catalog",
         "out": str(tmp_path), "fresh": True,
         "given": [], "progress": None, "device": "cpu",
     }  # fmt: skip
@@ -357,7 +357,8 @@ def test_discover_defaults(search: Any) -> None:
     assert stand_in.called == ((4, 4, 4), 12)
     assert stand_in.options == {
         "ring": "R", "dtype": "bf16", "time": 60.0, "steps": None, "seed": 0, "workers": None,
-        "strategies": (), "symmetry": None, "starts": "none", "given": [], "out": None, "fresh": False,
+        "strategies": (), "symmetry": None, "coefficients": "any", "starts": "none",
+        "given": [], "out": None, "fresh": False,
         "progress": None, "device": "auto",
     }  # fmt: skip
     run_json("discover", "--tile", 4, "--rank", 12, "--steps", 5)

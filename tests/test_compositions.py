@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from stl_search import decompose, score, transform
 from stl_search.catalog import store
 from stl_search.catalog.record import check_file
 from stl_search.cli import main
+from stl_search.runtime.amm import amm
 from stl_search.scheme import Scheme, Shape
 from stl_search.search.compositions import built, front, joined, mark, pareto
 from stl_search.search.portfolio import discover
@@ -96,4 +98,89 @@ def test_the_best_compositions_are_written_with_their_parts(tmp_path: Path, monk
         scheme = store.scheme_of(entry, (4, 4, 2))
         assert scheme.rank == point["rank"]
         assert score.error(scheme, "bf16") == pytest.approx(point["error"], rel=1e-6)
+        assert json.loads(entry.path.read_text())["format"] == "stl-composition/1"
     assert [m.rank for m in pareto((4, 4, 2), "bf16", 6)] == [point["rank"] for point in found["points"]]
+    assert len(list((tmp_path / "mine").glob("2x4x4_*.json"))) == len(found["points"])  # and nothing beside them
+    assert len(list((tmp_path / "mine").glob("*.json"))) == len(PARTS) + len(found["points"])
+    few = json.loads(CliRunner().invoke(main, [*words[:-2], "3", "--replace", "--json"]).stdout)
+    left = {store.load(path).id for path in (tmp_path / "mine").glob("2x4x4_*.json")}
+    assert left == {point["id"] for point in few["points"]} < {point["id"] for point in found["points"]}
+    assert len(list((tmp_path / "mine").glob("*.json"))) == len(PARTS) + 3
+
+
+def test_what_an_entry_of_the_shape_is_better_than_is_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STL_CATALOG", str(tmp_path / "mine"))
+    for part in PARTS:
+        store.add(part, {}, tmp_path / "mine", "bf16")
+    free = pareto((2, 2, 4), "bf16", 40, [tmp_path / "mine"])
+    assert 14 in [m.rank for m in free]
+    better = transform.sum_n(STRASSEN, STRASSEN)
+    store.add(better, {}, tmp_path / "mine", "bf16")
+    found = pareto((2, 2, 4), "bf16", 40, [tmp_path / "mine"])
+    assert 0 < len(found) < len(free)
+    assert 14 not in [m.rank for m in found]
+    assert all(m.rank < 14 or m.cost(LAM) < score.error(better, "bf16") ** 2 for m in found)
+
+
+# -- what is shipped ---------------------------------------------------------------------------------------------------
+
+SHIPPED = [e for e in store.entries([store.shipped_dir()]) if e.path.parent.name == "compositions"]
+
+
+@pytest.mark.parametrize("side", [5, 8])
+def test_shipped_compositions_are_pareto_optimal_and_at_most_40_a_shape(side: int) -> None:
+    found = sorted((e for e in SHIPPED if e.shape == (side,) * 3), key=lambda e: e.rank)
+    assert 20 <= len(found) <= 40
+    own = [e for e in store.candidates((side,) * 3, ring="R", dirs=[store.shipped_dir()]) if e not in found]
+    for one in found:
+        below = [e for e in [*found, *own] if e is not one and e.rank <= one.rank]
+        assert all(e.error("bf16") > one.error("bf16") for e in below)
+
+
+def test_nothing_else_is_shipped_as_a_composition_and_all_parts_are_shipped_schemes() -> None:
+    assert {e.shape for e in SHIPPED} == {(5, 5, 5), (8, 8, 8)}
+    known = {e.id for e in store.entries([store.shipped_dir()])} - {e.id for e in SHIPPED}
+
+    def ids(part: str | dict[str, Any]) -> set[str]:
+        return {part} if isinstance(part, str) else set().union(*map(ids, part.get("parts", [])))
+
+    for entry in SHIPPED:
+        found = ids(json.loads(entry.path.read_text()))
+        assert found
+        assert found <= known
+
+
+def expected(part: str | dict[str, Any], by_id: dict[str, store.Entry]) -> tuple[float, float, float]:
+    """(c, s, kappa) by the rules of composition, from what the parts claim: c = <T, S>/mkn, s = |S|^2/mkn."""
+    if isinstance(part, str):
+        m = mark(store.scheme_of(by_id[part]))
+        return m.c, m.s, m.kappa
+    if part["op"] == "classical":
+        share = part["rank"] / np.prod(part["shape"])
+        return share, share, share
+    values = np.array([expected(p, by_id) for p in part["parts"]])
+    if part["op"] == "kron":
+        return tuple(values.prod(axis=0))
+    volumes = np.array([np.prod(shape) for shape in part["shapes"]], dtype=float)
+    return tuple(volumes @ values / volumes.sum())
+
+
+def test_figures_of_shipped_compositions_follow_from_their_parts() -> None:
+    by_id = {e.id: e for e in store.entries([store.shipped_dir()])}
+    for entry in SHIPPED:
+        c, s, kappa = expected(json.loads(entry.path.read_text()), by_id)
+        assert (entry.E, entry.kappa) == pytest.approx((1 - 2 * c + s, kappa), rel=1e-7, abs=1e-11)
+
+
+@pytest.mark.parametrize("side", [5, 8])
+def test_shipped_compositions_verify_and_multiply(side: int) -> None:
+    found = sorted((e for e in SHIPPED if e.shape == (side,) * 3), key=lambda e: e.rank)
+    for entry in found[:: len(found) // 2]:
+        checked = check_file(entry.path)
+        assert checked.ok, checked.reason
+    entry = found[len(found) // 2]
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((24 * side, 20 * side)), rng.standard_normal((20 * side, 24 * side))
+    c = amm(a, b, encoder=str(entry.path))
+    error = np.linalg.norm(c - a @ b) / np.linalg.norm(a @ b)
+    assert error == pytest.approx(entry.error("fp64"), rel=0.1)

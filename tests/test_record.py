@@ -151,6 +151,8 @@ FALSE_CLAIMS = {
     "E of an exact one": (lie("strassen", "figures", "E")(1e-300), "figures.E is 1e-300, proved is 0.0"),
     "E over Z2": (lie("modulo 2", "figures", "E")(0.0), "figures.E has no meaning over Z2"),
     "error over Z2": (lie("modulo 2", "figures", "error")({"bf16": 0.0}), "figures.error has no meaning over Z2"),
+    "bytes": (lie("R", "figures", "bytes", "B")(lambda x: x * (1 + 1e-8)), "figures.bytes.B is"),
+    "bytes over Z2": (lie("modulo 2", "figures", "bytes", "C")(1), "figures.bytes.C is 1, computed is 16.0"),
     "kappa": (lie("R", "figures", "kappa")(lambda x: x * (1 + 1e-8)), "figures.kappa is"),
     "error": (lie("R", "figures", "error", "fp16")(lambda x: x * (1 - 1e-5)), "figures.error.fp16 is"),
     "additions": (lie("strassen", "figures", "additions")(17), "figures.additions is 17, counted are 18"),
@@ -190,6 +192,8 @@ def test_a_false_claim_is_named_and_gives_1(name: str, tmp_path: Path) -> None:
         ("R", lambda o: o["figures"].update(E=o["figures"]["E"] * (1 + 1e-10))),
         ("R", lambda o: o["figures"]["error"].update(bf16=o["figures"]["error"]["bf16"] * (1 + 1e-7))),
         ("R", lambda o: o["figures"].update(E=None, kappa=None, error=None)),
+        ("R", lambda o: o["figures"].pop("bytes")),
+        ("Z", lambda o: o["figures"]["bytes"].pop("A")),
         ("R", lambda o: o.update(certificate=None, figures=None, provenance=None, id=None)),
         ("strassen", lambda o: o["certificate"].update(rings=["ZT"])),
         ("strassen", lambda o: o["certificate"].update(E_exact="0/7")),
@@ -277,6 +281,8 @@ MALFORMED: dict[str, tuple[str | bytes, str]] = {
     "E as text": (changed(figures={"E": "0"}), "figures.E is '0'"),
     "huge kappa": (changed(figures={"kappa": 10**400}), "figures.kappa is beyond"),
     "error": (changed(figures={"error": 1}), "figures.error is 1"),
+    "bytes": (changed(figures={"bytes": {"A": "9"}}), "figures.bytes.A is '9', must be a number"),
+    "unknown matrix": (changed(figures={"bytes": {"D": 9}}), "unknown matrix 'D'; known: A, B, C"),
     "unknown dtype": (changed(figures={"error": {"fp7": 1}}), "unknown dtype 'fp7'; known: fp8_e4m3"),
     "provenance": (changed(provenance="me"), "provenance is 'me'"),
     "too large a proof": (bare([64, 64, 64], "Z", []), "a proof of <64,64,64> needs"),
@@ -503,6 +509,35 @@ def test_a_composition_that_is_not_what_it_says(obj: dict[str, Any], code: int, 
     assert check_file(path, find).code == code
     with pytest.raises(StlError, match=complaint):
         read_record(path, find)
+
+
+FIRST = {"op": "classical", "shape": [2, 1, 4], "rank": 5}
+
+
+def test_parts_may_be_compositions_and_first_products_of_the_classical_algorithm(tmp_path: Path) -> None:
+    whole = transform.classical((2, 1, 4))
+    first = Scheme((2, 1, 4), "R", *(f[:5] for f in whole.factors))
+    inner = {"op": "sum_n", "parts": [CASES["R"].id, FIRST]}
+    rest = {"op": "classical", "shape": [7, 2, 2], "rank": 28}
+    obj = composition("sum_k", shape=[2, 3, 7], rank=36, shapes=[[2, 1, 7], [2, 2, 7]]) | {"parts": [inner, rest]}
+    last = transform.permute_to(transform.classical((7, 2, 2)), (2, 2, 7))
+    expected = transform.sum_k(transform.sum_n(CASES["R"], first), last)
+    assert compose(obj, find) == expected
+    path = write(tmp_path, obj | {"id": expected.id})
+    assert check_file(path, find).ok
+    for wrong, code, complaint in (
+        ({"parts": [inner, rest | {"rank": 29}]}, 2, "rank of a classical part is 29"),
+        ({"parts": [inner, rest | {"shape": [7, 2]}]}, 2, "three integers"),
+        ({"parts": [inner | {"op": "add"}, rest]}, 2, "unknown op 'add'"),
+        ({"parts": [inner | {"parts": [7]}, rest]}, 2, "ids of 64 hexadecimal digits or of compositions"),
+        ({"parts": [inner | {"shapes": [[1, 2, 3]]}, rest]}, 2, "one shape for each part"),
+        ({"parts": [inner | {"parts": [CASES["R"].id, *[FIRST] * 63]}, rest]}, 2, "65 parts"),
+        ({"parts": [inner | {"parts": [CASES["R"].id, STRASSEN.id]}, rest]}, 1, "sum_n: "),
+        ({"parts": [inner | {"parts": ["ab" * 32, FIRST]}, rest]}, 2, "is not there"),
+    ):
+        checked = check_file(write(tmp_path, obj | wrong), find)
+        assert checked.code == code
+        assert complaint in str(checked.reason)
 
 
 def test_a_composition_needs_a_catalog() -> None:

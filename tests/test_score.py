@@ -89,7 +89,8 @@ def test_figures_of_strassen() -> None:
     for name, value in figures.error.items():
         assert value == pytest.approx(math.sqrt(8) * score.relative_rounding(name), rel=1e-14)
         assert score.error(STRASSEN, name) == pytest.approx(value, rel=1e-14)
-    assert set(figures.to_json()) == {"E", "kappa", "error", "additions", "max_coeff"}
+    assert set(figures.to_json()) == {"E", "kappa", "error", "additions", "max_coeff", "bytes"}
+    assert figures.bytes == {"A": 2 + 4 * 7 / 4, "B": 9.0, "C": 2 + 8 * 7 / 4}
     assert score.figures(classical((2, 3, 4))).kappa == 1.0
     assert score.figures(classical((2, 3, 4))).additions == 2 * 4 * (3 - 1)
 

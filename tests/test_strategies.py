@@ -48,7 +48,7 @@ class TestDeflate(StrategyContract):
 
 
 def test_an_unknown_strategy_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"known: batch, border, compose, deflate,.* numeric"):
+    with pytest.raises(UsageError, match=r"known: batch, border, cheap, compose, deflate,.* numeric"):
         strategy.get("magic")
 
 

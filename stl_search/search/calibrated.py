@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from stl_search.catalog import store
 from stl_search.decompose import Floats
 from stl_search.errors import CatalogError, FormatError, UsageError
 from stl_search.scheme import Scheme, Shape, matmul_tensor, parse_shape
+from stl_search.search.journal import Journal, decode, encode
 from stl_search.search.problem import STARTS
 
 __all__ = ["LAYOUTS", "Calibration", "calibrated", "fit", "measured", "moments", "read_matrix", "tiles"]
@@ -223,6 +225,7 @@ def calibrated(
     starts: str = "none",
     out: str | os.PathLike[str] | None = None,
     command: str = "",
+    fresh: bool = False,
     progress: Callable[[int, float], None] | None = None,
 ) -> dict[str, Any]:
     """Search for a scheme of <m,k,n> and rank r for data like A and B; the object that ``discover --json`` prints.
@@ -230,7 +233,10 @@ def calibrated(
     The second half of A's rows is kept back, and measured with the scheme found and with the best universal one of
     the catalogs (``held_out``, ``held_out_universal``). Starts are random, ``steps`` of them or as many as ``time``
     allows; with ``starts`` "shipped" or "catalog" the best universal scheme there is the first one. The scheme goes to
-    ``out`` through ``catalog.add``. Raises UsageError for what makes no sense and for data that do not fit.
+    ``out`` through ``catalog.add``. The journal of the run lies there too, so that an interrupted search goes on when
+    it is called again with the same data; ``fresh`` starts anew.
+
+    Raises UsageError for what makes no sense and for data that do not fit.
     """
     shape = parse_shape(shape)
     m, k, n = shape
@@ -248,50 +254,115 @@ def calibrated(
     if half < m or a.shape[1] < k or b.shape[1] < n:
         raise UsageError(f"A {a.shape} and B {b.shape} are too small for tiles of <{m},{k},{n}>, with half kept back")
     calibration = Calibration.of(shape, a[:half], b, layout)
-    began, rng = monotonic(), np.random.default_rng(seed)
     universal = _universal(shape, rank, dtype, None)
     start = universal
     if starts != "catalog":
         start = None if starts == "none" else _universal(shape, rank, dtype, [store.shipped_dir()])
-    best: Scheme | None = None
-    value, tried = math.inf, 0
-    while (steps is not None and tried < steps) or (
-        steps is None and (not tried or monotonic() - began < (time or 60))
-    ):
-        if tried == 0 and start is not None:
-            u, v, _ = (f.reshape(start.rank, -1).astype(np.float64) for f in start.as_float())
-            more = [0.1 * rng.standard_normal((rank - start.rank, f.shape[1])) for f in (u, v)]
-            u, v = np.vstack([u, more[0]]), np.vstack([v, more[1]])
-        else:
-            u, v = (rng.standard_normal((rank, size)) @ np.linalg.inv(root)
-                    for size, root in zip((m * k, k * n), calibration.roots, strict=True))  # fmt: skip
-        found = fit(calibration, u, v, lam)
-        cost = calibration.cost(found, lam)
-        if cost < value:
-            best, value = found, cost
-        tried += 1
-        if progress is not None:
-            progress(tried, math.sqrt(value))
-    assert best is not None
-    seconds = monotonic() - began
-    rest = a[half:]
+    folder = Path(out) if out is not None else store.user_dir()
+    digests = {"A": _digest(a), "B": _digest(b)}
+    begun = None if start is None else start.id
+    header = {"calibrated": [shape, rank, dtype, seed, layout, begun, *digests.values(), __version__]}
+    name = hashlib.sha256(json.dumps(header).encode()).hexdigest()[:16]
+    with Journal(folder / ".journal" / f"calibrated-{name}", json.loads(json.dumps(header)), fresh) as journal:
+        run = _Run(calibration, rank, lam, seed, start, journal, steps)
+        while (steps is not None and run.tried < steps) or (
+            steps is None and (not run.tried or run.elapsed() < (time or 60))
+        ):
+            run.go()
+            if progress is not None:
+                progress(run.tried, math.sqrt(run.value))
+        found = _kept(run, calibration, a[half:], b, folder, dtype, layout, digests, command)
+        journal.append({"finished": found["id"]})
+    held = None if universal is None else measured(universal, a[half:], b, dtype, layout)
+    return {**found, "held_out_universal": held, "universal": None if universal is None else universal.id}
+
+
+class _Run:
+    """The starts of one search, one after the other, each with a line in the journal; those of an earlier run count."""
+
+    def __init__(
+        self,
+        calibration: Calibration,
+        rank: int,
+        lam: float,
+        seed: int,
+        start: Scheme | None,
+        journal: Journal,
+        steps: int | None,
+    ) -> None:
+        self.calibration, self.rank, self.lam, self.seed = calibration, rank, lam, seed
+        self.start, self.journal = start, journal
+        self.rng = np.random.default_rng(seed)
+        self.best: Scheme | None = None
+        self.value, self.tried, self.spent = math.inf, 0, 0.0
+        try:
+            for line in journal.lines[:steps]:  # a run of fewer steps must find what it finds alone
+                self._drawn()  # the generator must stand where it stood
+                self.spent = float(line["elapsed"])
+                if "scheme" in line:
+                    self.best, self.value = decode(line["scheme"]), float(line["cost"])
+        except (KeyError, TypeError, ValueError):
+            raise CatalogError(f"the journal {journal.path} is not one of this program; use --fresh") from None
+        self.began = monotonic()
+
+    def elapsed(self) -> float:
+        """Seconds used so far, those of an interrupted run included."""
+        return self.spent + monotonic() - self.began
+
+    def go(self) -> None:
+        """Fit one start."""
+        found = fit(self.calibration, *self._drawn(), self.lam)
+        cost = self.calibration.cost(found, self.lam)
+        line: dict[str, Any] = {"start": self.tried - 1, "elapsed": round(self.elapsed(), 3)}
+        if cost < self.value:
+            self.best, self.value = found, cost
+            line |= {"cost": cost, "scheme": encode(found)}
+        self.journal.append(line)
+
+    def _drawn(self) -> tuple[Floats, Floats]:
+        """(u, v) of the next start: the given scheme first, then random ones."""
+        m, k, n = self.calibration.shape
+        self.tried += 1
+        if self.tried == 1 and self.start is not None:
+            u, v, _ = (f.reshape(self.start.rank, -1).astype(np.float64) for f in self.start.as_float())
+            more = [0.1 * self.rng.standard_normal((self.rank - self.start.rank, f.shape[1])) for f in (u, v)]
+            return np.vstack([u, more[0]]), np.vstack([v, more[1]])
+        u, v = (
+            self.rng.standard_normal((self.rank, size)) @ np.linalg.inv(root)
+            for size, root in zip((m * k, k * n), self.calibration.roots, strict=True)
+        )
+        return u, v
+
+
+def _kept(
+    run: _Run,
+    calibration: Calibration,
+    rest: Floats,
+    b: Floats,
+    folder: Path,
+    dtype: str,
+    layout: str,
+    digests: dict[str, str],
+    command: str,
+) -> dict[str, Any]:
+    """Puts the best scheme into the catalog folder; the object for it, measured on the rows ``rest`` kept back."""
+    assert run.best is not None
+    shape, rank, seconds = calibration.shape, run.rank, run.elapsed()
     provenance: dict[str, Any] = {
         "command": command,
         "strategy": "calibrated",
-        "seed": seed,
-        "steps": tried,
+        "seed": run.seed,
+        "steps": run.tried,
         "version": __version__,
-        "starts": [] if start is None else [start.id],
+        "starts": [] if run.start is None else [run.start.id],
         "calibration": {
             "layout": layout,
-            "A": _digest(a),
-            "B": _digest(b),
-            "error": math.sqrt(value),
-            "held_out": measured(best, rest, b, dtype, layout),
+            **digests,
+            "error": math.sqrt(run.value),
+            "held_out": measured(run.best, rest, b, dtype, layout),
         },
     }
-    folder = Path(out) if out is not None else store.user_dir()
-    path = store.add(best, provenance, folder, dtype)
+    path = store.add(run.best, provenance, folder, dtype)
     kept = store.load(path)
     e, kappa = calibration.figures(kept)
     return {
@@ -303,15 +374,13 @@ def calibrated(
         "ring": kept.ring.name,
         "dtype": dtype,
         "E": e,
-        "error": math.sqrt(e + lam * kappa),
+        "error": math.sqrt(e + run.lam * kappa),
         "kappa": kappa,
         "strategy": "calibrated",
         "seconds": round(seconds, 3),
         "layout": layout,
         "line": score.line(shape, rank),
         "held_out": measured(kept, rest, b, dtype, layout),
-        "held_out_universal": None if universal is None else measured(universal, rest, b, dtype, layout),
-        "universal": None if universal is None else universal.id,
     }
 
 

@@ -11,16 +11,32 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stl_search import decompose, score, transform
 from stl_search.catalog import store
+from stl_search.errors import UsageError
 from stl_search.scheme import Scheme, Shape, parse_shape
 from stl_search.search.compose import Operation, splits
 
-__all__ = ["Made", "Mark", "built", "front", "joined", "lower_hull", "mark", "pareto", "parts_for", "written"]
+__all__ = [
+    "Made",
+    "Mark",
+    "built",
+    "front",
+    "joined",
+    "lower_hull",
+    "mark",
+    "pareto",
+    "parts_for",
+    "replaced",
+    "written",
+]
+
+STRATEGY = "composition"  # in the provenance of what ``written`` writes
 
 
 @dataclass(frozen=True)
@@ -164,12 +180,16 @@ def _sorted(shape: Shape) -> Shape:
 
 
 def parts_for(shape: Shape, dtype: str, dirs: Iterable[str | os.PathLike[str]] | None = None) -> list[Mark]:
-    """Marks of the catalog entries that a composition for <m,k,n> may use: of each smaller shape and rank the best."""
+    """Marks of the catalog entries that a composition for <m,k,n> may use: of each smaller shape and rank the best.
+
+    Compositions are left out: what they are made of serves as well, and they may be replaced.
+    """
     own = sorted(shape)
     best: dict[tuple[tuple[int, ...], int], store.Entry] = {}
     for entry in store.candidates(ring="R", dirs=dirs):
         sides = sorted(entry.shape)
         fits = sides != own and sides[0] > 1 and all(a <= b for a, b in zip(sides, own, strict=True))
+        fits = fits and not _composed(entry)
         key = (tuple(sides), entry.rank)
         if fits and (key not in best or entry.error(dtype) < best[key].error(dtype)):
             best[key] = entry
@@ -177,13 +197,17 @@ def parts_for(shape: Shape, dtype: str, dirs: Iterable[str | os.PathLike[str]] |
 
 
 def pareto(shape: Shape, dtype: str, count: int, dirs: Iterable[str | os.PathLike[str]] | None = None) -> list[Mark]:
-    """At most ``count`` of the best compositions of catalog entries for <m,k,n>: none has less rank and less error.
+    """At most ``count`` of the best compositions of catalog entries for <m,k,n>: each has less error than all below it.
 
-    The vertices of their lower convex hull come first, then those between, evenly over the ranks.
+    Those below it in rank are the other ones and the entries of the shape itself. The vertices of their lower convex
+    hull come first, then those between, evenly over the ranks.
     """
+    own = [e for e in store.candidates(shape, ring="R", dirs=dirs) if not _composed(e)]
     lam = 2 * score.relative_rounding(dtype) ** 2
     found: list[Mark] = []
     for one in front(shape, parts_for(shape, dtype, dirs), lam, own=False):
+        if any(e.rank <= one.rank and e.error(dtype) ** 2 <= one.cost(lam) * (1 + 1e-6) for e in own):
+            continue
         if one.leaves() and (not found or one.cost(lam) < found[-1].cost(lam) * (1 - 1e-6)):
             found.append(one)
     if len(found) <= count:
@@ -217,17 +241,39 @@ def lower_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float
     return hull
 
 
-def written(one: Mark, shape: Shape, provenance: Mapping[str, Any], out: str | os.PathLike[str]) -> str:
-    """Puts a composition into a catalog folder as ``stl-composition/1``, its own parts before it; the id of the whole.
+def written(one: Mark, provenance: Mapping[str, Any], out: str | os.PathLike[str]) -> str:
+    """Puts a composition into a catalog folder as one ``stl-composition/1`` file; its id.
 
-    ``shape`` is the permutation of the mark's shape that is wanted. Parts that are made of elementary products alone
-    become small schemes of their own.
+    ``provenance`` gets the strategy's name. Entries are named by id; what is composed of them on the way and
+    elementary products are described in place. Raises UsageError for a mark that is not composed.
     """
-    if not isinstance(one.source, Made):
-        scheme = one.source if isinstance(one.source, Scheme) else built(one)
-        held = next((e for e in store.entries() if e.id == scheme.id), None)
-        return held.id if held is not None else store.load(store.add(scheme, provenance, out)).id
     made = one.source
-    parts = [written(p, s, provenance, out) for p, s in zip(made.parts, made.shapes, strict=True)]
-    path = store.add_composition(made.operation, parts, provenance, out, shapes=made.shapes)
-    return store.load(path).id
+    if not isinstance(made, Made):
+        raise UsageError("only what is composed of entries is written as a composition")
+    parts = [_described(part) for part in made.parts]
+    provenance = {**provenance, "strategy": STRATEGY}
+    return store.load(store.add_composition(made.operation, parts, provenance, out, shapes=made.shapes)).id
+
+
+def replaced(shape: Shape, kept: Iterable[str], out: str | os.PathLike[str]) -> list[Path]:
+    """Deletes the compositions for <m,k,n> in a folder that this program wrote, but for those ``kept`` by id."""
+    gone = [
+        entry.path for entry in store.candidates(shape, dirs=[out]) if _composed(entry) and entry.id not in set(kept)
+    ]
+    for path in gone:
+        path.unlink()
+    return gone
+
+
+def _composed(entry: store.Entry) -> bool:
+    return entry.provenance.get("strategy") == STRATEGY
+
+
+def _described(one: Mark) -> str | dict[str, Any]:
+    """A part as a composition file has it."""
+    if one.source is None:
+        return {"op": "classical", "shape": list(one.shape), "rank": one.rank}
+    if isinstance(one.source, Scheme):
+        return one.source.id
+    parts = [_described(part) for part in one.source.parts]
+    return {"op": one.source.operation, "parts": parts, "shapes": [list(shape) for shape in one.source.shapes]}

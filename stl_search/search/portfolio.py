@@ -68,6 +68,7 @@ class Result:
     catalog_better: dict[str, Any] | None = None
     flips: int = 0  # made by strategies that count them
     measured: float | None = None  # the error on Gaussian matrices, by the device's own kernels
+    unrestricted: dict[str, Any] | None = None  # beside cheap coefficients: the best that the search met without
 
     @property
     def exit_code(self) -> int:
@@ -114,6 +115,9 @@ class Result:
             "truncation": self.truncation,
             "reason": self.reason,
             "catalog_better": self.catalog_better,
+            "coefficients": self.problem.coefficients,
+            "unrestricted": self.unrestricted,
+            **({} if s is None else _expense(s)),
         }
 
 
@@ -129,6 +133,7 @@ def discover(
     workers: int | None = None,
     strategies: Iterable[str] = (),
     symmetry: str | None = None,
+    coefficients: str = "any",
     starts: str = "none",
     given: Iterable[Scheme] = (),
     device: str = "auto",
@@ -152,13 +157,16 @@ def discover(
     On ``device`` "cuda" one of the workers does nothing but jobs of the strategy ``batch``, on the GPU, each beside two
     of every other worker; "auto" does so where there is a GPU, for approximate schemes, unless ``symmetry`` or the
     strategies named ask for something else. On "cpu" ``batch`` runs when it is named, with the same starts, slower.
+    ``coefficients`` "sparse" looks for few non-zeros in u and v, "grid" for coefficients 0, +-1/4, +-1/2, +-1, +-2
+    there, and "sparse+w" and "grid+w" for the same in w; the least error^2 * (1 + share of non-zeros / 4) wins.
 
     Raises UsageError for what makes no sense; returns a Result, found or not.
     """
     chosen = tuple(sorted({strategies} if isinstance(strategies, str) else set(strategies)))
     for name in chosen:
         strategy.get(name)
-    problem = Problem(tuple(shape), rank, ring, dtype, seed, starts, chosen, symmetry or "")  # type: ignore[arg-type]
+    sides: Any = tuple(shape)
+    problem = Problem(sides, rank, ring, dtype, seed, starts, chosen, symmetry or "", coefficients=coefficients)
     problem = placed(problem, device)
     if steps is not None and steps < 1:
         raise UsageError(f"steps is {steps}, must be >= 1")
@@ -402,7 +410,7 @@ class _Run:
                 self.merged,
                 self.seconds,
                 self.steps,
-                None if best is None or exact else math.sqrt(best.cost),
+                None if best is None or exact else math.sqrt(cost(self.problem, best.scheme)),
                 ranks[0] if exact and ranks else None,
                 "" if best is None else best.strategy,
             )
@@ -463,10 +471,22 @@ class _Run:
         error = score.error(kept, problem.dtype)
         reason = "" if found else "no better than keeping r of the mkn elementary products"
         kappa = score.noise_gain(kept)
+        if problem.thrifty:
+            free = self._unrestricted()
+            return Result(
+                found, problem, kept, path, e, error, kappa, best.strategy, seconds, jobs, reason, unrestricted=free
+            )
         better = self._better(kept, error)
         return Result(
             found, problem, kept, path, e, error, kappa, best.strategy, seconds, jobs, reason, better, measured=measured
         )
+
+    def _unrestricted(self) -> dict[str, Any]:
+        """The best scheme met whatever its coefficients, beside one with cheap ones."""
+        shape, pool = self.problem.shape, self.pool
+        best = min(pool.cell(shape, rank)[0] for rank in pool.ranks(shape) if rank <= self.problem.rank)
+        scheme = best.scheme
+        return {"id": scheme.id, "rank": scheme.rank, "error": math.sqrt(best.cost), **_expense(scheme)}
 
     def _polished(self, scheme: Scheme) -> tuple[Scheme, float | None]:
         """The scheme refined to its last digits by a worker, whose arithmetic runs on one thread as in every job; and
@@ -524,11 +544,22 @@ class _Run:
             words += ["--device", p.device]
         if p.symmetry:
             words += ["--symmetry", p.symmetry]
+        if p.thrifty:
+            words += ["--coefficients", p.coefficients]
         if p.starts != "none":
             words += ["--starts", p.starts]
         for name in self.named:
             words += ["--start", name[:16]]
         return " ".join(words)
+
+
+def _expense(scheme: Scheme) -> dict[str, Any]:
+    """What encoding and decoding take: non-zeros of u, v and w, additions, bytes (see ``score.bytes_moved``)."""
+    return {
+        "nonzeros": [int((f != 0).sum()) for f in scheme.factors],
+        "additions": score.additions(scheme),
+        "bytes": score.bytes_moved(scheme.shape, scheme.rank),
+    }
 
 
 class _Worker:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from stl_search import rings, score
 from stl_search.errors import UsageError
 from stl_search.scheme import Scheme, Shape, parse_shape
 
-__all__ = ["DEVICES", "Entry", "Pool", "Problem", "cost", "ranks_near"]
+__all__ = ["DEVICES", "Entry", "Pool", "Problem", "cost", "density", "ranks_near"]
 
 STARTS = ("none", "shipped", "catalog")
 DEVICES = ("auto", "cpu", "cuda")
+COEFFICIENTS = ("any", "sparse", "grid", "sparse+w", "grid+w")
+THRIFT = 0.25  # schemes with cheap coefficients are compared by error^2 * (1 + THRIFT * share of non-zeros)
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,11 @@ class Problem:
 
     ``symmetry`` (see ``stl_search.search.symmetry.action``) asks for schemes that a group leaves invariant; ``device``
     ("cpu" or "cuda") is where strategy ``batch`` computes.
+    ``symmetry`` (see ``stl_search.search.symmetry.action``) asks for schemes that a group leaves invariant.
+    ``coefficients`` "sparse" asks for few non-zeros in u and v, "grid" for coefficients 0, +-1/4, +-1/2, +-1, +-2 and
+    few non-zeros there; "+w" for the same in w, on the grid up to one scale a term.
 
-    Raises UsageError for an unknown ring, dtype or start, and for a rank below 1.
+    Raises UsageError for an unknown ring, dtype, start or wish for coefficients, and for a rank below 1.
     """
 
     shape: Shape
@@ -37,6 +45,7 @@ class Problem:
     strategies: tuple[str, ...] = ()
     symmetry: str = ""
     device: str = "cpu"
+    coefficients: str = "any"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", parse_shape(self.shape))
@@ -50,6 +59,10 @@ class Problem:
             raise UsageError(f"seed is {self.seed!r}, must be an integer >= 0")
         if self.starts not in STARTS:
             raise UsageError(f"unknown starts {self.starts!r}; known: {', '.join(STARTS)}")
+        if self.coefficients not in COEFFICIENTS:
+            raise UsageError(f"unknown coefficients {self.coefficients!r:.40}; known: {', '.join(COEFFICIENTS)}")
+        if self.thrifty and (self.exact or self.symmetry):
+            raise UsageError("cheap coefficients are searched over R and without --symmetry")
 
     @property
     def exact(self) -> bool:
@@ -62,6 +75,11 @@ class Problem:
         return 2 * score.relative_rounding(self.dtype) ** 2
 
     @property
+    def thrifty(self) -> tuple[int, ...]:
+        """The factors that are to have cheap coefficients: none, (0, 1) for u and v, or (0, 1, 2)."""
+        return () if self.coefficients == "any" else (0, 1, 2) if self.coefficients.endswith("+w") else (0, 1)
+
+    @property
     def volume(self) -> int:
         """m*k*n."""
         m, k, n = self.shape
@@ -69,21 +87,20 @@ class Problem:
 
     def key(self, workers: int, version: str) -> str:
         """16 hex digits that name this search; the budget is no part, so that a longer one goes on from a shorter."""
-        text = json.dumps(
-            [
-                self.shape,
-                self.rank,
-                self.ring,
-                self.dtype if not self.exact else "",
-                self.seed,
-                self.starts,
-                self.strategies,
-                self.symmetry,
-                workers,
-                version,
-            ]
-            + ([self.device] if self.device != "cpu" else [])
-        )
+        fields = [
+            self.shape,
+            self.rank,
+            self.ring,
+            self.dtype if not self.exact else "",
+            self.seed,
+            self.starts,
+            self.strategies,
+            self.symmetry,
+            workers,
+            version,
+        ]
+        more = ([self.device] if self.device != "cpu" else []) + ([self.coefficients] if self.thrifty else [])
+        text = json.dumps(fields + more)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -94,9 +111,31 @@ def cost(problem: Problem, scheme: Scheme) -> float:
     return score.expected_error(scheme) + problem.lam * score.noise_gain(scheme)
 
 
+def density(factors: Sequence[npt.NDArray[Any]]) -> float:
+    """The share of non-zeros in all the factors together.
+
+    >>> density([np.array([[1.0, 0.0]]), np.array([[0.0, 0.0]])])
+    0.25
+    """
+    return sum(np.count_nonzero(f) for f in factors) / max(1, sum(f.size for f in factors))
+
+
 def ranks_near(problem: Problem) -> range:
     """The ranks among which schemes are exchanged: more above the asked one, since walking down helps more."""
     return range(max(1, problem.rank - 4), min(problem.volume, problem.rank + max(6, problem.rank // 5)) + 1)
+
+
+def _price(problem: Problem, scheme: Scheme, cost: float) -> float | None:
+    """The cost with what non-zeros add to it; None for coefficients that were not asked for."""
+    if not problem.thrifty:
+        return None
+    factors = [f.reshape(scheme.rank, -1) for f in scheme.as_float()]
+    if problem.coefficients.startswith("grid"):
+        if not (score.on_grid(factors[0]) and score.on_grid(factors[1])):
+            return None
+        if 2 in problem.thrifty and not score.on_grid(factors[2], scaled=True):
+            return None
+    return cost * (1 + THRIFT * density([factors[p] for p in problem.thrifty]))
 
 
 @dataclass(frozen=True, order=True)
@@ -112,8 +151,9 @@ class Entry:
 class Pool:
     """The best schemes met so far, a few for each (shape, rank); equal costs (to 1e-6) count as the same basin.
 
-    Schemes over Z2 are kept as ``material`` too; in a search over another ring they are nothing else. A pool is a
-    deterministic function of the sequence of ``add`` calls.
+    Schemes over Z2 are kept as ``material`` too; in a search over another ring they are nothing else. Where cheap
+    coefficients are asked for, schemes that have them are kept in cells of their own too, priced by their non-zeros,
+    and are the only answers. A pool is a deterministic function of the sequence of ``add`` calls.
     """
 
     capacity = 16
@@ -121,11 +161,14 @@ class Pool:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self._cells: dict[tuple[Shape, int], list[Entry]] = {}
+        self._thrifty: dict[tuple[Shape, int], list[Entry]] = {}
         self._material: dict[tuple[Shape, int], dict[str, Scheme]] = {}
 
     def would_take(self, shape: Shape, rank: int, cost: float) -> bool:
         """Whether a scheme of that cost would enter."""
-        cell = self._cells.get((shape, rank), [])
+        return self._fits(self._cells.get((shape, rank), []), cost)
+
+    def _fits(self, cell: list[Entry], cost: float) -> bool:
         if any(abs(cost - e.cost) <= 1e-6 * max(cost, 1e-12) for e in cell):
             return False
         return len(cell) < self.capacity or cost < cell[-1].cost
@@ -134,7 +177,12 @@ class Pool:
         """Whether ``add`` would take the scheme in."""
         if scheme.ring.characteristic and scheme.id not in self._material.get((scheme.shape, scheme.rank), {}):
             return True
-        return self._answers(scheme) and self.would_take(scheme.shape, scheme.rank, cost)
+        if not self._answers(scheme):
+            return False
+        price = _price(self.problem, scheme, cost)
+        if price is not None and self._fits(self.thrifty_cell(scheme.shape, scheme.rank), price):
+            return True
+        return self.would_take(scheme.shape, scheme.rank, cost)
 
     def _answers(self, scheme: Scheme) -> bool:
         """Whether the scheme is one over the ring of the problem: over Z2 it is no scheme over any other ring."""
@@ -166,25 +214,38 @@ class Pool:
         fresh = self._keep(entry)
         if not self._answers(entry.scheme):
             return fresh
-        if not self.would_take(*key, entry.cost):
-            return fresh
-        cell = self._cells.setdefault(key, [])
-        cell.append(entry)
-        cell.sort()
-        del cell[self.capacity :]
+        price = _price(self.problem, entry.scheme, entry.cost)
+        if price is not None and self._enter(self._thrifty, key, replace(entry, cost=price)):
+            fresh = True
+        return self._enter(self._cells, key, entry) or fresh
+
+    def _enter(self, cells: dict[tuple[Shape, int], list[Entry]], key: tuple[Shape, int], entry: Entry) -> bool:
+        """Put an entry into its cell, if it fits there; says whether it did."""
+        cell = cells.get(key, [])
+        if not self._fits(cell, entry.cost):
+            return False
+        cells[key] = sorted([*cell, entry])[: self.capacity]
         return True
 
     def cell(self, shape: Shape, rank: int) -> list[Entry]:
         """The entries of that shape and rank, best first."""
         return self._cells.get((shape, rank), [])
 
+    def thrifty_cell(self, shape: Shape, rank: int) -> list[Entry]:
+        """The entries of that shape and rank that have the cheap coefficients asked for, by price, the lowest first."""
+        return self._thrifty.get((shape, rank), [])
+
     def ranks(self, shape: Shape) -> list[int]:
         """The ranks present for a shape, ascending."""
         return sorted(r for s, r in self._cells if s == shape)
 
     def best(self, shape: Shape, rank: int) -> Entry | None:
-        """The best entry of at most that rank: least cost over R, least rank and then additions over exact rings."""
-        found = [self._cells[shape, r][0] for r in self.ranks(shape) if r <= rank]
+        """The best entry of at most that rank: least cost over R, least rank and then additions over exact rings.
+
+        Where cheap coefficients are asked for: the least price of those that have them, as its cost.
+        """
+        cells = self._thrifty if self.problem.thrifty else self._cells
+        found = [cells[s, r][0] for s, r in sorted(cells) if s == shape and r <= rank]
         if not found:
             return None
         if self.problem.exact:

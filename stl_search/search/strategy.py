@@ -17,8 +17,18 @@ __all__ = ["Clock", "Strategy", "batched", "get", "names", "register", "suitable
 
 # each registers its strategy when imported
 _MODULES = (
-    "numeric", "compose", "deflate", "orbit", "group_algebra", "flipgraph", "border", "mirror", "symmetric", "batch",
-)  # fmt: skip
+    "numeric",
+    "compose",
+    "deflate",
+    "orbit",
+    "group_algebra",
+    "flipgraph",
+    "border",
+    "mirror",
+    "symmetric",
+    "batch",
+    "cheap",
+)
 
 
 class Clock:

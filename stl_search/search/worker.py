@@ -67,7 +67,9 @@ def _sparser(problem: Problem, scheme: Scheme, rng: np.random.Generator) -> Sche
 
 
 def polished(problem: Problem, scheme: Scheme) -> Scheme:
-    """The same local optimum to its last digits."""
+    """The same local optimum to its last digits; cheap coefficients stay as they are."""
+    if problem.thrifty:
+        return scheme
     if problem.symmetry:
         from stl_search.search import orbit
 
