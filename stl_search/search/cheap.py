@@ -319,7 +319,7 @@ class Cheap:
         shape, rank = problem.shape, problem.rank
         if problem.coefficients.startswith("grid"):
             known = _known(problem, pool, rng)
-            if known is not None and rng.random() < 0.7:
+            if known is not None and rng.random() < 0.5:
                 yield from self._changed(problem, known, rng, clock)
                 return
         cell = [e.scheme for e in pool.cell(shape, rank)]

@@ -66,6 +66,10 @@ class Mark:
         """error(dtype)^2 with lam = 2 d(dtype)^2."""
         return 1 - 2 * self.c + self.s + lam * self.kappa
 
+    def exact(self, lam: float) -> bool:
+        """Whether it computes A B up to far less than rounding adds, as what was fitted to an exact scheme does."""
+        return 1 - 2 * self.c + self.s < 0.01 * lam * self.kappa
+
     def leaves(self) -> tuple[Scheme, ...]:
         """The schemes that it is made from."""
         if self.source is None:
@@ -199,13 +203,16 @@ def parts_for(shape: Shape, dtype: str, dirs: Iterable[str | os.PathLike[str]] |
 def pareto(shape: Shape, dtype: str, count: int, dirs: Iterable[str | os.PathLike[str]] | None = None) -> list[Mark]:
     """At most ``count`` of the best compositions of catalog entries for <m,k,n>: each has less error than all below it.
 
-    Those below it in rank are the other ones and the entries of the shape itself. The vertices of their lower convex
-    hull come first, then those between, evenly over the ranks.
+    Those below it in rank are the other ones and the entries of the shape itself. Ranks end with the least one of an
+    exact scheme: beyond it only rounding differs. The vertices of their lower convex hull come first, then those
+    between, evenly over the ranks.
     """
     own = [e for e in store.candidates(shape, ring="R", dirs=dirs) if not _composed(e)]
     lam = 2 * score.relative_rounding(dtype) ** 2
     found: list[Mark] = []
     for one in front(shape, parts_for(shape, dtype, dirs), lam, own=False):
+        if any(e.rank <= one.rank and e.exact for e in own) or (found and found[-1].exact(lam)):
+            break
         if any(e.rank <= one.rank and e.error(dtype) ** 2 <= one.cost(lam) * (1 + 1e-6) for e in own):
             continue
         if one.leaves() and (not found or one.cost(lam) < found[-1].cost(lam) * (1 - 1e-6)):
