@@ -631,6 +631,8 @@ def part_of(part: str | dict[str, Any], parts: Parts) -> Scheme:
         return parts(part)
     if part["op"] == "classical":
         whole = classical(part["shape"])
+        if part["rank"] < whole.rank:  # an approximation, which only R has
+            whole = to_ring(whole, "R")
         return Scheme(whole.shape, whole.ring, *(f[: part["rank"]] for f in whole.factors))
     return _combined(part, parts)
 

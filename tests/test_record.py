@@ -540,6 +540,17 @@ def test_parts_may_be_compositions_and_first_products_of_the_classical_algorithm
         assert complaint in str(checked.reason)
 
 
+def test_an_exact_scheme_beside_some_products_of_the_classical_algorithm_is_an_approximation(tmp_path: Path) -> None:
+    """Seven products of Strassen's and 3 of the 4 that the last column needs: over R, error 1/12."""
+    some = {"op": "classical", "shape": [2, 2, 1], "rank": 3}
+    obj = composition("sum_n", shape=[2, 2, 3], rank=10) | {"parts": [STRASSEN.id, some]}
+    found = compose(obj, find)
+    assert found.ring.name == "R"
+    assert residual(found) == Fraction(1, 12)
+    assert check_file(write(tmp_path, obj | {"ring": "R"}), find).ok
+    assert compose(obj | {"rank": 11, "parts": [STRASSEN.id, some | {"rank": 4}]}, find).ring.name == "ZT"
+
+
 def test_a_composition_needs_a_catalog() -> None:
     with pytest.raises(CatalogError, match="together with a catalog"):
         compose(composition("kron", STRASSEN, STRASSEN, shape=[4, 4, 4], rank=49), None)
