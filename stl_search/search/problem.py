@@ -117,7 +117,7 @@ def density(factors: Sequence[npt.NDArray[Any]]) -> float:
     >>> density([np.array([[1.0, 0.0]]), np.array([[0.0, 0.0]])])
     0.25
     """
-    return sum(np.count_nonzero(f) for f in factors) / max(1, sum(f.size for f in factors))
+    return sum(int(np.count_nonzero(f)) for f in factors) / max(1, sum(f.size for f in factors))
 
 
 def ranks_near(problem: Problem) -> range:
