@@ -3,6 +3,9 @@
 import importlib.util
 from pathlib import Path
 
+from stl_search import known
+from stl_search.catalog import store
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -20,3 +23,14 @@ def test_the_first_screen_has_the_two_commands() -> None:
     screen = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()[:25]
     assert any(line.startswith("make run") for line in screen)
     assert any(line.startswith("make test") for line in screen)
+
+
+def test_ranks_below_the_sources_are_those_that_the_readme_names() -> None:
+    below = set()
+    for entry in store.entries([store.shipped_dir()]):
+        best = known.rank(entry.shape, "ZT")
+        if entry.ring == "ZT" and best is not None and entry.rank < best.rank:
+            below.add(f"<{','.join(map(str, entry.shape))}> of rank {entry.rank} over ZT")
+    assert below == {"<4,5,5> of rank 75 over ZT"}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(claim in text for claim in below)

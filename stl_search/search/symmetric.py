@@ -66,8 +66,9 @@ class Symmetric:
         often = np.array([_OFTEN.get(group.name, 1.0) for group in groups])
         group = groups[int(rng.choice(len(groups), p=often / often.sum()))]
         here = _known(problem, group, pool, rng) if rng.random() < 0.5 else None
-        found = self._plunged(problem, group, pool, rng, clock) if here is None else None
-        if here is not None:
+        if here is None:
+            found = self._plunged(problem, group, pool, rng, clock)
+        else:
             found = self._chained(problem, group, here, rng, clock)
         if found is None:
             return
@@ -84,7 +85,7 @@ class Symmetric:
     def _plunged(
         self, problem: Problem, group: Action, pool: Pool, rng: np.random.Generator, clock: Clock
     ) -> tuple[Representatives, Floats] | None:
-        """The best of some random starts; those far above the best known error are left early."""
+        """The best of some random starts; all but the first are left early when they are far above the best known error."""
         cell = pool.cell(problem.shape, problem.rank)
         best: tuple[float, Representatives, Floats] | None = None
         for _ in range(max(1, min(4, _WORK * group.order // variables(problem.shape, problem.rank)))):
@@ -95,9 +96,10 @@ class Symmetric:
             x = _SCALE * rng.standard_normal(frame.size)
             ridge = float(10 ** rng.uniform(-2.5, -1.5))
             x, value = _tightened(frame, x, _FRESH, _FRESH, 200, ridge, 1.0, clock)
-            bound = min(cell[0].cost * problem.volume if cell else np.inf, np.inf if best is None else best[0])
-            if best is not None and value > _HOPELESS * bound:
-                continue
+            if best is not None:
+                bound = min(best[0], cell[0].cost * problem.volume) if cell else best[0]
+                if value > _HOPELESS * bound:
+                    continue
             x, value = _tightened(frame, x, problem.lam, 10 * _FRESH, 60, 0.0, 1e-3, clock)
             if best is None or value < best[0]:
                 best = (value, frame, x)
