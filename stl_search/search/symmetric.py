@@ -85,7 +85,7 @@ class Symmetric:
     def _plunged(
         self, problem: Problem, group: Action, pool: Pool, rng: np.random.Generator, clock: Clock
     ) -> tuple[Representatives, Floats] | None:
-        """The best of some random starts; all but the first are left early when they are far above the best known error."""
+        """The best of some random starts; all but the first are left early when far above the best known error."""
         cell = pool.cell(problem.shape, problem.rank)
         best: tuple[float, Representatives, Floats] | None = None
         for _ in range(max(1, min(4, _WORK * group.order // variables(problem.shape, problem.rank)))):
