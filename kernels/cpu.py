@@ -3,28 +3,27 @@
 Both are the same act: output strip s = sum_p matrix[s, p] * input strip p, for strips of a few dozen neighbours of one
 row. An encoder's inputs are the m k blocks of an operand and its outputs the r slices; a decoder's the other way round.
 The accumulators of a strip stay in vector registers, the inputs in the first cache; zeros of the matrix cost nothing.
-Row ranges run in threads of our own without the interpreter's lock, so that any number of callers may run at once.
+Row ranges run in several threads without the interpreter's lock, and any number of callers may run at once.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
-from stl_search.kernels.strips import combine_rows
+from stl_search.kernels.strips import KEPT, combine_rows
+from stl_search.kernels.threads import share
 
 __all__ = ["decode", "decode_into", "empty", "encode", "encode_into", "supports"]
 
 Tensor = torch.Tensor
 
 GRAIN = 1 << 15  # entries below which a second thread is not worth its wake-up
+STEP = 4  # what is kept in registers is a multiple of it, so that few forms are compiled
 
 # How the compiled code tells the number formats apart: by the numpy type of an empty array.
 _TAGS = {
@@ -98,9 +97,10 @@ class _Side:
 
     ``base`` (P,) and ``batch`` are addresses and offsets in bytes, ``step`` the bytes from row to row, ``stride`` the
     entries from column to column; ``rows`` and ``cols`` (P,) say how much of each piece is there, the rest is zero.
+    So many pieces in a row as ``apart`` has entries lie between each other, entry by entry.
     """
 
-    def __init__(self, x: Tensor, base: Any, step: int, stride: int, rows: Any, cols: Any) -> None:
+    def __init__(self, x: Tensor, base: Any, step: int, stride: int, rows: Any, cols: Any, apart: int = 1) -> None:
         """``x`` is one piece, (..., rows, cols), or what all lie in; ``base`` holds addresses."""
         size = x.itemsize
         self.tag = _TAGS[x.dtype]
@@ -110,6 +110,7 @@ class _Side:
             offsets = np.add.outer(offsets, size * jump * np.arange(length))
         self.batch = offsets.ravel()
         self.step, self.stride = size * step, stride
+        self.apart = (0,) * apart  # the compiled code knows its length
         self.rows, self.cols = (np.maximum(n, 0).astype(np.int64).ravel() for n in (rows, cols))
 
     @classmethod
@@ -128,7 +129,8 @@ class _Side:
         rows = -((a - x.shape[-2]) // m) * one - top
         cols = -((b - x.shape[-1]) // k) * one - left
         entries = (a + top * m) * down + (b + left * k) * right
-        return cls(x, x.data_ptr() + x.itemsize * entries, m * down, k * right, rows, cols)
+        apart = k if right == 1 else 1
+        return cls(x, x.data_ptr() + x.itemsize * entries, m * down, k * right, rows, cols, apart)
 
     @classmethod
     def of_slices(cls, x: Tensor | Sequence[Tensor]) -> _Side:
@@ -143,7 +145,7 @@ class _Side:
 
     def arguments(self) -> tuple[Any, ...]:
         """As ``combine_rows`` takes them."""
-        return self.tag, self.base, self.batch, self.step, self.stride, self.rows, self.cols
+        return self.tag, self.base, self.batch, self.step, self.stride, self.rows, self.cols, self.apart
 
 
 def _run(source: _Side, target: _Side, piece: Sequence[int], coefficients: Tensor, by_output: bool) -> None:
@@ -152,29 +154,28 @@ def _run(source: _Side, target: _Side, piece: Sequence[int], coefficients: Tenso
     total = len(source.batch) * height
     if total == 0 or width == 0:
         return
-    sparse = _sparse(coefficients, by_output)
-    work = functools.partial(combine_rows, height, width, *source.arguments(), *target.arguments(), *sparse)
+    terms = _terms(coefficients, by_output)
+    work = functools.partial(combine_rows, height, width, *source.arguments(), *target.arguments(), *terms)
     entries = total * width * max(len(source.base), len(target.base))
     threads = max(1, min(torch.get_num_threads(), total, entries // GRAIN))
     cuts = [total * t // threads for t in range(threads + 1)]
-    pool = _pool(os.getpid())
-    rest = [pool.submit(work, *cut) for cut in itertools.pairwise(cuts[1:])]
-    work(cuts[0], cuts[1])
-    for job in rest:
-        job.result()
+    share(lambda t: work(cuts[t], cuts[t + 1]), threads)
 
 
-@functools.lru_cache(maxsize=1)
-def _pool(process: int) -> ThreadPoolExecutor:
-    """The threads of this process; a fork has none of its parent's. Jobs never wait for one another."""
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="stl-cpu")
-
-
-def _sparse(coefficients: Tensor, by_output: bool) -> tuple[Any, Any, Any]:
-    """The matrix (outputs, inputs) by rows: where each begins, the inputs and the factors of its non-zeros."""
+def _terms(coefficients: Tensor, by_output: bool) -> tuple[Any, ...]:
+    """The matrix (outputs, inputs) as ``combine_rows`` takes it: by rows, where each begins, the inputs and the factors
+    of its non-zeros; whole, and how many inputs or outputs are kept in registers, where no zero in it saves work."""
     table = coefficients.detach().reshape(len(coefficients), -1).numpy()
+    kept = -(-table.shape[1] // STEP) * STEP
+    none: tuple[int, ...] = ()
+    inputs = outputs = none
+    whole = np.zeros((0, 0), table.dtype)
+    if kept <= KEPT and table.all():
+        whole = np.pad(table, ((0, 0), (0, kept - table.shape[1])))
+        inputs, outputs = ((0,) * kept, none) if by_output else (none, (0,) * kept)
     if not by_output:
         table = table.T
     rows, cols = np.nonzero(table)
     starts = np.searchsorted(rows, np.arange(len(table) + 1))
-    return starts.astype(np.int64), cols.astype(np.int64), np.ascontiguousarray(table[rows, cols])
+    factors = np.ascontiguousarray(table[rows, cols])
+    return starts.astype(np.int64), cols.astype(np.int64), factors, whole, inputs, outputs

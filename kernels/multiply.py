@@ -20,7 +20,7 @@ __all__ = ["CHUNK", "applies", "encode", "least_workspace", "multiply"]
 Tensor = torch.Tensor
 Operand = Tensor | dense.Packed
 
-CHUNK = 512 << 20  # bytes of encoded rows of A and of products that are worth being in memory together
+CHUNK = 64 << 20  # bytes of encoded rows of A and of products that are in memory together: new memory costs more
 FEWEST = 16  # rows and columns of a slice below which a limit is refused rather than honoured
 SOME = 128  # rows of a slice that make a product worth while
 

@@ -72,12 +72,15 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "layout": draw(st.sampled_from(LAYOUTS)),
         "how": draw(st.sampled_from(["plain", "turned", "spread", "inside"])),
         "seed": draw(st.integers(0, 2**32 - 1)),
+        "dense": draw(st.sampled_from([False, False, True])),
     }
 
 
 def factor(case: dict[str, Any]) -> torch.Tensor:
-    """A third of the coefficients is zero, a term may be zero altogether."""
+    """A third of the coefficients is zero, a term may be zero altogether; or none is, for the way without zeros."""
     c = gaussian((case["rank"], *case["grid"]), case["sums"], case["seed"] + 1)
+    if case["dense"]:
+        return c
     return torch.where(c.abs() < 0.43, torch.zeros_like(c), c)
 
 
@@ -131,6 +134,23 @@ def test_parts_are_parts_of_the_whole(layout: str, sizes: tuple[int, int]) -> No
             cpu.decode_into(window, c, layout, back, top, left)
             assert before - int(back.isnan().sum()) <= 6 * window[0].numel()
     torch.testing.assert_close(back, cpu.decode(whole, c, *sizes, layout), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("grid", [(2, 2), (3, 3), (4, 4), (2, 5), (5, 5)])
+def test_without_zeros_as_with_them(layout: str, dtype: str, grid: tuple[int, int]) -> None:
+    """A matrix without zeros is summed otherwise, up to a size; one more term, all zeros, sends it the usual way."""
+    kind = torch_dtype(dtype)
+    c = gaussian((6, *grid), torch.float32, 0)
+    usual = torch.cat([c, torch.zeros(1, *grid)])
+    x = gaussian((70, 1301), kind, 1)
+    allowed = {"rtol": 2 * UNIT[kind], "atol": 1e-5}
+    hat = cpu.encode(x, c, layout, kind)
+    torch.testing.assert_close(hat, cpu.encode(x, usual, layout, kind)[:-1], **allowed)
+    more = torch.cat([hat, hat[:1]])
+    want = cpu.decode(more, usual, 70, 1301, layout, kind)
+    torch.testing.assert_close(cpu.decode(hat, c, 70, 1301, layout, kind), want, **allowed)
 
 
 def test_several_threads_at_once_and_the_same_bits_each_time() -> None:
