@@ -33,6 +33,12 @@ _SHARE = 300.0  # of the jobs: others take a minute each at sizes where this one
 _FLIPS = 60_000_000  # of a job at most: a few seconds
 _IDLE = 12_000_000  # of them without a lower rank end a job
 _SETTLED = 64  # mkn up to which that is enough on oblong shapes; above, both grow with its square
+_HARD = 5  # side from which square shapes are walked for long, nearly always under a symmetry
+# There the flips without a lower rank that end a job, by how many orbits the lowest rank is above the target. What was
+# measured on <5,5,5>: the chance of a lower rank stays the same however long a walk has been at its rank, except at the
+# last one before the target, which is left within a few million flips or never.
+_RESTING = (60_000_000, 60_000_000, 300_000_000, 250_000_000, 100_000_000)
+_ABOVE = 40_000_000  # the same for all higher ranks
 _CHUNK = 2_000_000  # between two looks at the clock
 _GROWTH = 2_000_000  # for each shape on the way from a small one
 _LOOKED_AT = 40  # schemes of the pool, for a symmetry
@@ -41,7 +47,8 @@ _BASES = 3  # in which a scheme is lifted
 _LIFTS = 6  # attempts a job, each on another scheme of the rank
 _BETWEEN_LIFTS = 100_000  # flips
 _TERNARY = 0.1  # of the jobs without symmetry, where the ring is not Z2
-_SYMMETRIES = {"cyclic": 8, "cyclic+reverse": 1, "transpose": 0.5, "reverse": 0.5}  # how often each is drawn
+# how often each is drawn
+_SYMMETRIES: dict[str, float] = {"cyclic": 8, "cyclic+reverse": 1, "transpose": 0.5, "reverse": 0.5}
 
 
 def terms_of(scheme: Scheme) -> Bits:
@@ -93,10 +100,11 @@ class FlipGraph:
         if not symmetry and problem.ring != "Z2" and rng.random() < _TERNARY:
             yield from self._ternary(problem, pool, rng, clock)
             return
+        hard = len(set(shape)) == 1 and shape[0] >= _HARD
         if symmetry:
-            walk = self._symmetric(problem, symmetry, pool, rng)
-            patience = int(10 ** rng.uniform(3.5, 5.0))
-            margin = walk.group.order * int(rng.choice([1, 2, 4]))
+            walk = self._symmetric(problem, symmetry, pool, rng, hard)
+            patience = int(10 ** rng.uniform(4.5 if hard else 3.5, 5.0))
+            margin = walk.group.order * int(rng.choice([4, 8] if hard else [1, 2, 4]))
         else:
             walk = yield from self._plain(problem, pool, rng, clock)
             patience, margin = int(10 ** rng.uniform(3.0, 4.7)), int(rng.choice([1, 2, 2, 3]))
@@ -105,14 +113,17 @@ class FlipGraph:
         square = len(set(shape)) == 1  # there other starts serve better than longer walks
         scale = 1.0 if square else max(1.0, problem.volume / _SETTLED) ** 2
         budget, resting = int(_FLIPS * scale), int(_IDLE * scale)
-        while done < budget and idle < resting and not clock.expired():
+        while (done < budget or hard) and idle < resting and not clock.expired():
             goal = 0 if lifts else target
             chunk = _BETWEEN_LIFTS if lifts else _CHUNK
-            made = max(1, walk.run(min(chunk, budget - done), patience, margin, goal))
+            made = max(1, walk.run(chunk if hard else min(chunk, budget - done), patience, margin, goal))
             done += made
             clock.count(made)
             idle = 0 if walk.best_rank < lowest else idle + made
             lowest = walk.best_rank
+            if hard and symmetry:
+                above = max(0, lowest - target) // walk.group.order
+                resting = _RESTING[above] if above < len(_RESTING) else _ABOVE
             if walk.rank <= target:
                 found = _answer(problem, scheme_of(shape, walk.terms()), rng)
                 if found is not None:
@@ -125,13 +136,19 @@ class FlipGraph:
                     return
         yield scheme_of(shape, walk.terms(best=True))
 
-    def _symmetric(self, problem: Problem, symmetry: str, pool: Pool, rng: np.random.Generator) -> Walk:
-        """A scheme of the pool that has the symmetry, or a fresh one."""
+    def _symmetric(self, problem: Problem, symmetry: str, pool: Pool, rng: np.random.Generator, hard: bool) -> Walk:
+        """A scheme of the pool that has the symmetry, or a fresh one.
+
+        On ``hard`` shapes none of the last rank before the target: a walk that does not leave it soon never does.
+        """
         from stl_search.search.flips import Walk
 
         group = flip_starts.group_of(symmetry, problem.shape)
         if rng.random() < 0.5:
-            material = _material(pool, problem.shape)[:_LOOKED_AT]
+            material = _material(pool, problem.shape)
+            if hard:
+                material = [s for s in material if s.rank > problem.rank + group.order]
+            material = material[:_LOOKED_AT]
             found = {s.id: flip_starts.orbits_of(terms_of(s), group) for s in material}
             kept = [s for s in material if found[s.id]]
             if kept:
@@ -231,10 +248,13 @@ def _allowed(symmetry: str, shape: Shape) -> bool:
 def _drawn(shape: Shape, rng: np.random.Generator) -> str:
     """The symmetry of a job that was asked for none: often one on square shapes, seldom elsewhere, mostly empty."""
     square = len(set(shape)) == 1
-    if rng.random() >= (0.5 if square else 0.05):
+    if rng.random() >= (0.05 if not square else 0.5 if shape[0] < _HARD else 0.95):
         return ""
-    choices = [name for name in _SYMMETRIES if _allowed(name, shape)]
-    weights = np.array([_SYMMETRIES[name] for name in choices])
+    known = _SYMMETRIES
+    if square and shape[0] >= _HARD:  # reversal leads <5,5,5> to 99 soon, and no further
+        known = {"cyclic": 1} if shape[0] % 2 else {"cyclic": 1, "cyclic+reverse": 1}
+    choices = [name for name in known if _allowed(name, shape)]
+    weights = np.array([known[name] for name in choices])
     return str(rng.choice(choices, p=weights / weights.sum()))
 
 
