@@ -201,6 +201,18 @@ def test_residues_are_walked_from_where_another_ring_is_asked_for(home: Path, mo
     assert state.rows[4, 4, 4].best is None
 
 
+def test_walks_are_ternary_at_every_second_time_where_residues_do_not_lift(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.add(transform.to_ring(transform.kron(STRASSEN, STRASSEN), "Z2"), {}, home)
+    store.add(transform.classical((4, 4, 4)), {}, home)
+    searches = stand_in(monkeypatch, lambda call: None)
+    campaign([(4, 4, 4)], ring="ZT", time=100, workers=1)
+    assert [c.strategies for c in searches.calls] == [(), ("ternary",), (), ("ternary",)]
+    campaign([(4, 4, 4)], ring="Z2", time=100, workers=1)
+    assert {c.strategies for c in searches.calls[4:]} == {()}
+
+
 def test_the_same_command_goes_on_where_it_was_cut(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(answer: Any, **options: Any) -> tuple[Campaign | None, list[SimpleNamespace]]:
         searches = stand_in(monkeypatch, answer)

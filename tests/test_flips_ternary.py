@@ -9,11 +9,11 @@ import pytest
 from stl_search import transform
 from stl_search.errors import UsageError
 from stl_search.scheme import Scheme, Shape
-from stl_search.search import flipgraph
+from stl_search.search import flipgraph, ternary
 from stl_search.search.flipgraph import FlipGraph
 from stl_search.search.flips_ternary import TernaryWalk
 from stl_search.search.problem import Entry, Pool, Problem, cost
-from stl_search.search.strategy import Clock
+from stl_search.search.strategy import Clock, suitable
 from stl_search.testing import StrategyContract
 from stl_search.verify import first_failure, verify
 
@@ -164,7 +164,22 @@ def ternary_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every job of the strategy walks over {-1, 0, 1}, and is short."""
     monkeypatch.setattr(flipgraph, "_TERNARY", 1.0)
     monkeypatch.setattr(flipgraph, "_drawn", lambda shape, rng: "")
-    monkeypatch.setattr(flipgraph, "_GROWTH", 200_000)
+    monkeypatch.setattr(ternary, "_GROWTH", 200_000)
+
+
+class TestTernary(StrategyContract):
+    strategy = "ternary"
+    problem = Problem((2, 3, 2), 11, ring="ZT", strategies=("ternary",))
+
+
+def test_it_is_chosen_by_name_alone() -> None:
+    chosen = {"ternary": ("ternary",), "flipgraph": ()}
+    for name, strategies in chosen.items():
+        problem = Problem((3, 4, 5), 47, ring="ZT", strategies=strategies)
+        assert name in {s.name for s, _ in suitable(problem, Pool(problem))}
+        assert ("ternary" in strategies) == ("ternary" in {s.name for s, _ in suitable(problem, Pool(problem))})
+    with pytest.raises(UsageError, match="no strategy of ternary applies"):
+        suitable(Problem((3, 3, 3), 23, ring="Z2", strategies=("ternary",)), Pool(problem))
 
 
 @pytest.mark.usefixtures("ternary_jobs")

@@ -26,6 +26,7 @@ from stl_search.search.bounds import lower_bound
 from stl_search.search.compose import splits
 from stl_search.search.journal import Journal
 from stl_search.search.portfolio import _cores, discover
+from stl_search.search.ternary import MAX_SIDE
 
 __all__ = ["Campaign", "Row", "campaign"]
 
@@ -251,6 +252,10 @@ class _Campaign:
             target, given = made[0].scheme.rank, list(made[0].sources)  # a find by itself, without any search
         elif row.failed % 4 == 0:
             given = []
+        # where schemes over Z2 of the rank are held that did not lift, every second slice walks over {-1, 0, 1} itself
+        unlifted = any(s.rank <= target for s in self.residues.get(row.shape, []))
+        stuck = bool(own) and unlifted and max(row.shape) <= MAX_SIDE
+        strategies = ("ternary",) if stuck and given and row.failed % 2 else ()
         number = self.state.slices
         self.state.now = f"<{','.join(map(str, row.shape))}> rank {target}"
         self._report()
@@ -261,6 +266,7 @@ class _Campaign:
             time=seconds,
             seed=self.seed * 1_000_003 + number,
             workers=self.workers,
+            strategies=strategies,
             given=given,
             out=self.folder,
             fresh=self.fresh,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from stl_search import transform
 from stl_search.errors import UsageError
 from stl_search.scheme import Scheme, Shape
-from stl_search.search import flip_starts
+from stl_search.search import flip_starts, ternary
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
 from stl_search.verify import first_failure
@@ -39,10 +39,10 @@ _HARD = 5  # side from which square shapes are walked for long, nearly always un
 # last one before the target, which is left within a few million flips or never.
 _RESTING = (60_000_000, 60_000_000, 300_000_000, 250_000_000, 100_000_000)
 _ABOVE = 40_000_000  # the same for all higher ranks
+_TRIES = 60  # starts there, until one is whole orbits above the target and has fixed terms of like size
 _CHUNK = 2_000_000  # between two looks at the clock
 _GROWTH = 2_000_000  # for each shape on the way from a small one
 _LOOKED_AT = 40  # schemes of the pool, for a symmetry
-_BEST = 6  # ternary schemes of the pool among which one is chosen
 _BASES = 3  # in which a scheme is lifted
 _LIFTS = 6  # attempts a job, each on another scheme of the rank
 _BETWEEN_LIFTS = 100_000  # flips
@@ -98,7 +98,7 @@ class FlipGraph:
         shape, target = problem.shape, problem.rank
         symmetry = problem.symmetry or _drawn(shape, rng)
         if not symmetry and problem.ring != "Z2" and rng.random() < _TERNARY:
-            yield from self._ternary(problem, pool, rng, clock)
+            yield from ternary.walk(problem, pool, rng, clock)
             return
         hard = len(set(shape)) == 1 and shape[0] >= _HARD
         if symmetry:
@@ -139,7 +139,8 @@ class FlipGraph:
     def _symmetric(self, problem: Problem, symmetry: str, pool: Pool, rng: np.random.Generator, hard: bool) -> Walk:
         """A scheme of the pool that has the symmetry, or a fresh one.
 
-        On ``hard`` shapes none of the last rank before the target: a walk that does not leave it soon never does.
+        On ``hard`` shapes one from which whole orbits lead to the target, and none of the last rank before it: a walk
+        that does not leave that one soon never does.
         """
         from stl_search.search.flips import Walk
 
@@ -147,7 +148,8 @@ class FlipGraph:
         if rng.random() < 0.5:
             material = _material(pool, problem.shape)
             if hard:
-                material = [s for s in material if s.rank > problem.rank + group.order]
+                above = [(s.rank - problem.rank, s) for s in material]
+                material = [s for n, s in above if n > group.order and n % group.order == 0]
             material = material[:_LOOKED_AT]
             found = {s.id: flip_starts.orbits_of(terms_of(s), group) for s in material}
             kept = [s for s in material if found[s.id]]
@@ -155,7 +157,13 @@ class FlipGraph:
                 known = found[_picked(kept, rng).id]
                 if known is not None and len(known[0]):
                     return Walk(*known, group, rng)
-        return Walk(*flip_starts.start(symmetry, problem.shape, problem.rank, rng), group, rng)
+        for _ in range(_TRIES if hard else 1):
+            orbits, fixed = flip_starts.start(symmetry, problem.shape, problem.rank, rng)
+            walk = Walk(orbits, fixed, group, rng)
+            sizes = {int(term[0]).bit_count() for term in fixed}  # alike is best: <5,5,5> from blocks of 1, 2 and 2
+            if (walk.rank - problem.rank) % group.order == 0 and max(sizes, default=0) <= min(sizes, default=0) + 1:
+                break
+        return walk
 
     def _plain(
         self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock
@@ -190,49 +198,6 @@ class FlipGraph:
             grown = (grown[0] + (side == 0), grown[1] + (side == 1), grown[2] + (side == 2))
             scheme = transform.extend(scheme, grown)
         return Walk(terms_of(transform.extend(scheme, problem.shape)), none, alone, rng)
-
-    def _ternary(
-        self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock
-    ) -> Generator[Scheme, None, None]:
-        """A walk over {-1, 0, 1}, from the pool, the classical algorithm or smaller shapes: finds need no lift."""
-        from stl_search.search.flips_ternary import TernaryWalk
-
-        shape, choice, patience = problem.shape, rng.random(), int(10 ** rng.uniform(4.5, 5.5))
-        known = _ternary_entries(pool, shape)
-        if choice < 0.4 and known:
-            scheme = known[int(rng.integers(len(known)))]
-        else:
-            m, k, n = shape if choice < 0.5 else (min(2, side) for side in shape)
-            scheme = transform.classical((m, k, n), "ZT")
-        while scheme.shape != shape and not clock.expired():
-            best = _ternary_entries(pool, scheme.shape)
-            if best and best[0].rank < scheme.rank:
-                scheme = best[int(rng.integers(sum(s.rank == best[0].rank for s in best)))]
-            walk = TernaryWalk(scheme, rng)
-            clock.count(walk.run(_GROWTH, patience, 2))
-            scheme = walk.scheme(best=True)
-            if not best or scheme.rank <= best[0].rank:
-                yield scheme
-            sides = [i for i in range(3) if scheme.shape[i] < shape[i]]
-            grown = list(scheme.shape)
-            grown[sides[int(rng.integers(len(sides)))]] += 1
-            scheme = transform.extend(scheme, grown)
-        walk = TernaryWalk(transform.extend(scheme, shape), rng)
-        margin, done = int(rng.choice([2, 3])), 0
-        while done < _FLIPS and walk.best_rank > problem.rank and not clock.expired():
-            made = max(1, walk.run(min(_CHUNK, _FLIPS - done), patience, margin, problem.rank))
-            done += made
-            clock.count(made)
-        scheme = walk.scheme(best=True)
-        if first_failure(scheme):
-            raise AssertionError("a walk left the matmul tensor; this is a bug")
-        yield scheme
-
-
-def _ternary_entries(pool: Pool, shape: Shape) -> list[Scheme]:
-    """Some schemes over ZT of the pool, lowest ranks first."""
-    cells = (pool.cell(shape, rank) for rank in pool.ranks(shape))
-    return [e.scheme for cell in cells for e in cell if e.scheme.ring.name == "ZT"][:_BEST]
 
 
 @cache

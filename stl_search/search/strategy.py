@@ -23,6 +23,7 @@ _MODULES = (
     "orbit",
     "group_algebra",
     "flipgraph",
+    "ternary",
     "border",
     "mirror",
     "symmetric",
