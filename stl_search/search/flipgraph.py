@@ -39,7 +39,7 @@ _HARD = 5  # side from which square shapes are walked for long, nearly always un
 # last one before the target, which is left within a few million flips or never.
 _RESTING = (60_000_000, 60_000_000, 300_000_000, 250_000_000, 100_000_000)
 _ABOVE = 40_000_000  # the same for all higher ranks
-_TRIES = 60  # starts there, until one is whole orbits above the target and has fixed terms of like size
+_TRIES = 100  # starts there, until one has the fixed terms that serve best
 _CHUNK = 2_000_000  # between two looks at the clock
 _GROWTH = 2_000_000  # for each shape on the way from a small one
 _LOOKED_AT = 40  # schemes of the pool, for a symmetry
@@ -139,7 +139,7 @@ class FlipGraph:
     def _symmetric(self, problem: Problem, symmetry: str, pool: Pool, rng: np.random.Generator, hard: bool) -> Walk:
         """A scheme of the pool that has the symmetry, or a fresh one.
 
-        On ``hard`` shapes one from which whole orbits lead to the target, and none of the last rank before it: a walk
+        On ``hard`` shapes one of the pool is whole orbits above the target, and not at the last rank before it: a walk
         that does not leave that one soon never does.
         """
         from stl_search.search.flips import Walk
@@ -159,11 +159,11 @@ class FlipGraph:
                     return Walk(*known, group, rng)
         for _ in range(_TRIES if hard else 1):
             orbits, fixed = flip_starts.start(symmetry, problem.shape, problem.rank, rng)
-            walk = Walk(orbits, fixed, group, rng)
-            sizes = {int(term[0]).bit_count() for term in fixed}  # alike is best: <5,5,5> from blocks of 1, 2 and 2
-            if (walk.rank - problem.rank) % group.order == 0 and max(sizes, default=0) <= min(sizes, default=0) + 1:
+            sizes = [int(term[0]).bit_count() for term in fixed]
+            # some, as many as the target leaves over, and alike: <5,5,5> from blocks of 1, 2 and 2
+            if sizes and (problem.rank - len(sizes)) % group.order == 0 and max(sizes) <= min(sizes) + 1:
                 break
-        return walk
+        return Walk(orbits, fixed, group, rng)
 
     def _plain(
         self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock
