@@ -24,31 +24,23 @@ from stl_search.verify import first_failure
 if TYPE_CHECKING:
     from stl_search.search.flips import Walk
 
-__all__ = ["MAX_SIDE", "FlipGraph", "scheme_of", "terms_of"]
+__all__ = ["LIFTS", "MAX_SIDE", "SHARE", "FlipGraph", "answer", "material", "scheme_of", "terms_of"]
 
 Bits = npt.NDArray[np.uint64]
 
 MAX_SIDE = 8  # a factor of 8 x 8 entries fills a word
-_SHARE = 300.0  # of the jobs: others take a minute each at sizes where this one is done in seconds, and answers wait
+SHARE = 300.0  # weight: others take a minute a job at sizes where this one is done in seconds, and answers wait
 _FLIPS = 60_000_000  # of a job at most: a few seconds
 _IDLE = 12_000_000  # of them without a lower rank end a job
 _SETTLED = 64  # mkn up to which that is enough on oblong shapes; above, both grow with its square
-_HARD = 5  # side from which square shapes are walked for long, nearly always under a symmetry
-# There the flips without a lower rank that end a job, by how many orbits the lowest rank is above the target. What was
-# measured on <5,5,5>: the chance of a lower rank stays the same however long a walk has been at its rank, except at the
-# last one before the target, which is left within a few million flips or never.
-_RESTING = (60_000_000, 60_000_000, 300_000_000, 250_000_000, 100_000_000)
-_ABOVE = 40_000_000  # the same for all higher ranks
-_TRIES = 100  # starts there, until one has the fixed terms that serve best
 _CHUNK = 2_000_000  # between two looks at the clock
 _GROWTH = 2_000_000  # for each shape on the way from a small one
 _LOOKED_AT = 40  # schemes of the pool, for a symmetry
 _BASES = 3  # in which a scheme is lifted
-_LIFTS = 6  # attempts a job, each on another scheme of the rank
+LIFTS = 6  # attempts a job, each on another scheme of the rank
 _BETWEEN_LIFTS = 100_000  # flips
 _TERNARY = 0.1  # of the jobs without symmetry, where the ring is not Z2
-# how often each is drawn
-_SYMMETRIES: dict[str, float] = {"cyclic": 8, "cyclic+reverse": 1, "transpose": 0.5, "reverse": 0.5}
+_SYMMETRIES = {"cyclic": 8, "cyclic+reverse": 1, "transpose": 0.5, "reverse": 0.5}  # how often each is drawn
 
 
 def terms_of(scheme: Scheme) -> Bits:
@@ -92,7 +84,7 @@ class FlipGraph:
     def weight(self, problem: Problem, pool: Pool) -> float:
         if not problem.exact or max(problem.shape) > MAX_SIDE:
             return 0.0
-        return _SHARE if not problem.symmetry or _allowed(problem.symmetry, problem.shape) else 0.0
+        return SHARE if not problem.symmetry or _allowed(problem.symmetry, problem.shape) else 0.0
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
         shape, target = problem.shape, problem.rank
@@ -100,11 +92,10 @@ class FlipGraph:
         if not symmetry and problem.ring != "Z2" and rng.random() < _TERNARY:
             yield from ternary.walk(problem, pool, rng, clock)
             return
-        hard = len(set(shape)) == 1 and shape[0] >= _HARD
         if symmetry:
-            walk = self._symmetric(problem, symmetry, pool, rng, hard)
-            patience = int(10 ** rng.uniform(4.5 if hard else 3.5, 5.0))
-            margin = walk.group.order * int(rng.choice([4, 8] if hard else [1, 2, 4]))
+            walk = self._symmetric(problem, symmetry, pool, rng)
+            patience = int(10 ** rng.uniform(3.5, 5.0))
+            margin = walk.group.order * int(rng.choice([1, 2, 4]))
         else:
             walk = yield from self._plain(problem, pool, rng, clock)
             patience, margin = int(10 ** rng.uniform(3.0, 4.7)), int(rng.choice([1, 2, 2, 3]))
@@ -113,57 +104,40 @@ class FlipGraph:
         square = len(set(shape)) == 1  # there other starts serve better than longer walks
         scale = 1.0 if square else max(1.0, problem.volume / _SETTLED) ** 2
         budget, resting = int(_FLIPS * scale), int(_IDLE * scale)
-        while (done < budget or hard) and idle < resting and not clock.expired():
+        while done < budget and idle < resting and not clock.expired():
             goal = 0 if lifts else target
             chunk = _BETWEEN_LIFTS if lifts else _CHUNK
-            made = max(1, walk.run(chunk if hard else min(chunk, budget - done), patience, margin, goal))
+            made = max(1, walk.run(min(chunk, budget - done), patience, margin, goal))
             done += made
             clock.count(made)
             idle = 0 if walk.best_rank < lowest else idle + made
             lowest = walk.best_rank
-            if hard and symmetry:
-                above = max(0, lowest - target) // walk.group.order
-                resting = _RESTING[above] if above < len(_RESTING) else _ABOVE
             if walk.rank <= target:
-                found = _answer(problem, scheme_of(shape, walk.terms()), rng)
+                found = answer(problem, scheme_of(shape, walk.terms()), rng)
                 if found is not None:
                     yield found
                     return
                 lifts += 1
-                if lifts == 1 or lifts > _LIFTS:
+                if lifts == 1 or lifts > LIFTS:
                     yield scheme_of(shape, walk.terms())
-                if lifts > _LIFTS:
+                if lifts > LIFTS:
                     return
         yield scheme_of(shape, walk.terms(best=True))
 
-    def _symmetric(self, problem: Problem, symmetry: str, pool: Pool, rng: np.random.Generator, hard: bool) -> Walk:
-        """A scheme of the pool that has the symmetry, or a fresh one.
-
-        On ``hard`` shapes one of the pool is whole orbits above the target, and not at the last rank before it: a walk
-        that does not leave that one soon never does.
-        """
+    def _symmetric(self, problem: Problem, symmetry: str, pool: Pool, rng: np.random.Generator) -> Walk:
+        """A scheme of the pool that has the symmetry, or a fresh one."""
         from stl_search.search.flips import Walk
 
         group = flip_starts.group_of(symmetry, problem.shape)
         if rng.random() < 0.5:
-            material = _material(pool, problem.shape)
-            if hard:
-                above = [(s.rank - problem.rank, s) for s in material]
-                material = [s for n, s in above if n > group.order and n % group.order == 0]
-            material = material[:_LOOKED_AT]
-            found = {s.id: flip_starts.orbits_of(terms_of(s), group) for s in material}
-            kept = [s for s in material if found[s.id]]
+            met = material(pool, problem.shape)[:_LOOKED_AT]
+            found = {s.id: flip_starts.orbits_of(terms_of(s), group) for s in met}
+            kept = [s for s in met if found[s.id]]
             if kept:
                 known = found[_picked(kept, rng).id]
                 if known is not None and len(known[0]):
                     return Walk(*known, group, rng)
-        for _ in range(_TRIES if hard else 1):
-            orbits, fixed = flip_starts.start(symmetry, problem.shape, problem.rank, rng)
-            sizes = [int(term[0]).bit_count() for term in fixed]
-            # some, as many as the target leaves over, and alike: <5,5,5> from blocks of 1, 2 and 2
-            if sizes and (problem.rank - len(sizes)) % group.order == 0 and max(sizes) <= min(sizes) + 1:
-                break
-        return Walk(orbits, fixed, group, rng)
+        return Walk(*flip_starts.start(symmetry, problem.shape, problem.rank, rng), group, rng)
 
     def _plain(
         self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock
@@ -176,7 +150,7 @@ class FlipGraph:
 
         none, alone = np.zeros((0, 3), dtype=np.uint64), flip_starts.group_of("", problem.shape)
         choice = rng.random()
-        known = _material(pool, problem.shape)
+        known = material(pool, problem.shape)
         if choice < 0.5 and known:
             return Walk(terms_of(_picked(known, rng)), none, alone, rng)
         if choice < 0.53:
@@ -185,7 +159,7 @@ class FlipGraph:
         grown = (min(2, m), min(2, k), min(2, n))
         scheme = transform.classical(grown, "Z2")
         while grown != problem.shape and not clock.expired():
-            best = _material(pool, grown)
+            best = material(pool, grown)
             if best and best[0].rank < scheme.rank:
                 scheme = _picked(best, rng)
             walk = Walk(terms_of(scheme), none, alone, rng)
@@ -213,17 +187,14 @@ def _allowed(symmetry: str, shape: Shape) -> bool:
 def _drawn(shape: Shape, rng: np.random.Generator) -> str:
     """The symmetry of a job that was asked for none: often one on square shapes, seldom elsewhere, mostly empty."""
     square = len(set(shape)) == 1
-    if rng.random() >= (0.05 if not square else 0.5 if shape[0] < _HARD else 0.95):
+    if rng.random() >= (0.5 if square else 0.05):
         return ""
-    known = _SYMMETRIES
-    if square and shape[0] >= _HARD:  # reversal leads <5,5,5> to 99 soon, and no further
-        known = {"cyclic": 1} if shape[0] % 2 else {"cyclic": 1, "cyclic+reverse": 1}
-    choices = [name for name in known if _allowed(name, shape)]
-    weights = np.array([known[name] for name in choices])
+    choices = [name for name in _SYMMETRIES if _allowed(name, shape)]
+    weights = np.array([_SYMMETRIES[name] for name in choices])
     return str(rng.choice(choices, p=weights / weights.sum()))
 
 
-def _material(pool: Pool, shape: Shape) -> list[Scheme]:
+def material(pool: Pool, shape: Shape) -> list[Scheme]:
     """The Z2 schemes of the pool to walk from, lowest ranks first."""
     return [scheme for rank in pool.material_ranks(shape) for scheme in pool.material(shape, rank)]
 
@@ -236,7 +207,7 @@ def _picked(schemes: list[Scheme], rng: np.random.Generator) -> Scheme:
     return among[int(rng.integers(len(among)))]
 
 
-def _answer(problem: Problem, scheme: Scheme, rng: np.random.Generator) -> Scheme | None:
+def answer(problem: Problem, scheme: Scheme, rng: np.random.Generator) -> Scheme | None:
     """The Z2 scheme as a proved one over the ring of the problem, or None."""
     if first_failure(scheme):
         raise AssertionError("a walk left the matmul tensor; this is a bug")

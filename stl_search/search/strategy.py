@@ -24,6 +24,7 @@ _MODULES = (
     "group_algebra",
     "flipgraph",
     "ternary",
+    "endurance",
     "border",
     "mirror",
     "symmetric",
@@ -59,8 +60,9 @@ class Strategy(Protocol):
     It takes all randomness from ``rng`` and returns early when the clock has expired. For exact rings it yields
     schemes that it has proved.
 
-    One with a true attribute ``symmetric`` serves searches with a symmetry. One with ``batched`` works on the device of
-    the search: it is chosen only by name, its jobs are apart from the others', and one process does them all.
+    One with a true attribute ``symmetric`` serves searches with a symmetry, one with ``on_request`` only those that
+    name it. One with ``batched`` works on the device of the search: it is chosen only by name, its jobs are apart from
+    the others', and one process does them all.
     """
 
     name: str
@@ -90,13 +92,17 @@ def names() -> tuple[str, ...]:
 
 
 def usual() -> tuple[str, ...]:
-    """The names of the strategies of a search that names none: all but those that are batched."""
-    return tuple(name for name in names() if not batched(_REGISTRY[name]))
+    """The names of the strategies of a search that names none: all but those that must be named."""
+    return tuple(name for name in names() if not _on_request(_REGISTRY[name]))
 
 
 def batched(strategy: Strategy) -> bool:
     """Whether its jobs are the device's."""
     return bool(getattr(strategy, "batched", False))
+
+
+def _on_request(strategy: Strategy) -> bool:
+    return batched(strategy) or bool(getattr(strategy, "on_request", False))
 
 
 def get(name: str) -> Strategy:

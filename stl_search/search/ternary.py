@@ -19,7 +19,7 @@ from stl_search.verify import first_failure
 __all__ = ["Ternary", "walk"]
 
 MAX_SIDE = 8
-_SHARE = 300.0  # of the jobs, as ``flipgraph``
+_SHARE = 300.0  # weight, as ``flipgraph`` has
 _FLIPS = 60_000_000  # of a job
 _CHUNK = 2_000_000  # between two looks at the clock
 _GROWTH = 2_000_000  # for each shape on the way from a small one
@@ -30,10 +30,10 @@ class Ternary:
     """Walks from schemes over ZT of the pool; from the classical algorithm and smaller shapes where there are none."""
 
     name = "ternary"
+    on_request = True
 
     def weight(self, problem: Problem, pool: Pool) -> float:
-        fits = problem.exact and problem.ring != "Z2" and max(problem.shape) <= MAX_SIDE
-        return _SHARE if fits and self.name in problem.strategies else 0.0
+        return _SHARE if problem.exact and problem.ring != "Z2" and max(problem.shape) <= MAX_SIDE else 0.0
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
         yield from walk(problem, pool, rng, clock, from_pool=0.9)
