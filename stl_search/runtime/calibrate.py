@@ -40,7 +40,7 @@ LONG = 0.1  # seconds; runs that take longer are repeated less
 SLICES = 4
 ENCODED = {"cpu": 4096}  # side of the matrix whose encoding is timed: beyond the caches
 SETTLE = 0.2  # seconds after which the threads of a numeric library have stopped spinning and hinder no other
-FORMAT = 6  # of the file; what was written by another is measured anew
+FORMAT = 7  # of the file; what was written by another is measured anew
 
 
 @dataclass(frozen=True)
