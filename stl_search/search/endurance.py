@@ -1,9 +1,9 @@
 """Strategy ``endurance``: long symmetric walks in the flip graph, for square shapes on which short ones stop too early.
 
-What was measured on <5,5,5> under C3 (docs/log.md): the chance of a lower rank stays about the same however long a walk
-has been at its rank, except at the last rank before the target, which is left within some ten million flips or never.
-So a job stays as long as its rank pays, and begins from the fixed terms that serve: as many as the target leaves over,
-of like size, for <5,5,5> the blocks of a partition 5 = 1 + 2 + 2.
+What was measured on <5,5,5> under C3 (docs/log.md): the chance of a lower rank falls by half or so in the first twenty
+million flips that a walk is at its rank, and little after that; only the last rank before the target is left within
+some ten million flips or never. So a job stays as long as its rank pays, and begins from the fixed terms that serve: as
+many as the target leaves over, of like size, for <5,5,5> the blocks of a partition 5 = 1 + 2 + 2.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import numpy as np
 from stl_search.errors import UsageError
 from stl_search.scheme import Scheme
 from stl_search.search import flip_starts
-from stl_search.search.flipgraph import LIFTS, MAX_SIDE, SHARE, answer, material, scheme_of, terms_of
+from stl_search.search.flipgraph import LIFTS, answer, scheme_of, terms_of
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
+from stl_search.search.ternary import MAX_SIDE, SHARE
 
 if TYPE_CHECKING:
     from stl_search.search.flips import Walk
@@ -83,13 +84,13 @@ def _begun(problem: Problem, symmetry: str, pool: Pool, rng: np.random.Generator
 
     group = flip_starts.group_of(symmetry, problem.shape)
     if rng.random() < _FROM_POOL:
-        above = [(s.rank - problem.rank, s) for s in material(pool, problem.shape)]
-        some = [s for n, s in above if n > group.order and n % group.order == 0]
-        forms = {s.id: flip_starts.orbits_of(terms_of(s), group) for s in some}
-        known = [(s.rank, form) for s in some if (form := forms[s.id]) is not None and len(form[0])]
-        least = [form for rank, form in known if rank == known[0][0]]  # lowest ranks come first
-        if least:
-            return Walk(*least[int(rng.integers(len(least)))], group, rng)
+        for rank in pool.material_ranks(problem.shape):
+            if rank <= problem.rank + group.order or (rank - problem.rank) % group.order:
+                continue
+            forms = [flip_starts.orbits_of(terms_of(s), group) for s in pool.material(problem.shape, rank)]
+            known = [form for form in forms if form is not None and len(form[0])]
+            if known:
+                return Walk(*known[int(rng.integers(len(known)))], group, rng)
     for _ in range(_TRIES):
         orbits, fixed = flip_starts.start(symmetry, problem.shape, problem.rank, rng)
         sizes = [int(term[0]).bit_count() for term in fixed]

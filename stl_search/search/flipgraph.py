@@ -19,17 +19,16 @@ from stl_search.scheme import Scheme, Shape
 from stl_search.search import flip_starts, ternary
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
+from stl_search.search.ternary import MAX_SIDE, SHARE
 from stl_search.verify import first_failure
 
 if TYPE_CHECKING:
     from stl_search.search.flips import Walk
 
-__all__ = ["LIFTS", "MAX_SIDE", "SHARE", "FlipGraph", "answer", "material", "scheme_of", "terms_of"]
+__all__ = ["LIFTS", "MAX_SIDE", "FlipGraph", "answer", "scheme_of", "terms_of"]
 
 Bits = npt.NDArray[np.uint64]
 
-MAX_SIDE = 8  # a factor of 8 x 8 entries fills a word
-SHARE = 300.0  # weight: others take a minute a job at sizes where this one is done in seconds, and answers wait
 _FLIPS = 60_000_000  # of a job at most: a few seconds
 _IDLE = 12_000_000  # of them without a lower rank end a job
 _SETTLED = 64  # mkn up to which that is enough on oblong shapes; above, both grow with its square
@@ -130,7 +129,7 @@ class FlipGraph:
 
         group = flip_starts.group_of(symmetry, problem.shape)
         if rng.random() < 0.5:
-            met = material(pool, problem.shape)[:_LOOKED_AT]
+            met = _material(pool, problem.shape)[:_LOOKED_AT]
             found = {s.id: flip_starts.orbits_of(terms_of(s), group) for s in met}
             kept = [s for s in met if found[s.id]]
             if kept:
@@ -150,7 +149,7 @@ class FlipGraph:
 
         none, alone = np.zeros((0, 3), dtype=np.uint64), flip_starts.group_of("", problem.shape)
         choice = rng.random()
-        known = material(pool, problem.shape)
+        known = _material(pool, problem.shape)
         if choice < 0.5 and known:
             return Walk(terms_of(_picked(known, rng)), none, alone, rng)
         if choice < 0.53:
@@ -159,7 +158,7 @@ class FlipGraph:
         grown = (min(2, m), min(2, k), min(2, n))
         scheme = transform.classical(grown, "Z2")
         while grown != problem.shape and not clock.expired():
-            best = material(pool, grown)
+            best = _material(pool, grown)
             if best and best[0].rank < scheme.rank:
                 scheme = _picked(best, rng)
             walk = Walk(terms_of(scheme), none, alone, rng)
@@ -194,7 +193,7 @@ def _drawn(shape: Shape, rng: np.random.Generator) -> str:
     return str(rng.choice(choices, p=weights / weights.sum()))
 
 
-def material(pool: Pool, shape: Shape) -> list[Scheme]:
+def _material(pool: Pool, shape: Shape) -> list[Scheme]:
     """The Z2 schemes of the pool to walk from, lowest ranks first."""
     return [scheme for rank in pool.material_ranks(shape) for scheme in pool.material(shape, rank)]
 

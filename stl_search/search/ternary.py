@@ -16,10 +16,10 @@ from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
 from stl_search.verify import first_failure
 
-__all__ = ["Ternary", "walk"]
+__all__ = ["MAX_SIDE", "SHARE", "Ternary", "walk"]
 
-MAX_SIDE = 8
-_SHARE = 300.0  # weight, as ``flipgraph`` has
+MAX_SIDE = 8  # a factor of 8 x 8 entries fills a word
+SHARE = 300.0  # weight: others take a minute a job at sizes where this one is done in seconds, and answers wait
 _FLIPS = 60_000_000  # of a job
 _CHUNK = 2_000_000  # between two looks at the clock
 _GROWTH = 2_000_000  # for each shape on the way from a small one
@@ -33,7 +33,7 @@ class Ternary:
     on_request = True
 
     def weight(self, problem: Problem, pool: Pool) -> float:
-        return _SHARE if problem.exact and problem.ring != "Z2" and max(problem.shape) <= MAX_SIDE else 0.0
+        return SHARE if problem.exact and problem.ring != "Z2" and max(problem.shape) <= MAX_SIDE else 0.0
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
         yield from walk(problem, pool, rng, clock, from_pool=0.9)
@@ -56,22 +56,22 @@ def walk(
         best = _entries(pool, scheme.shape)
         if best and best[0].rank < scheme.rank:
             scheme = best[int(rng.integers(sum(s.rank == best[0].rank for s in best)))]
-        walk = TernaryWalk(scheme, rng)
-        clock.count(walk.run(_GROWTH, patience, 2))
-        scheme = walk.scheme(best=True)
+        walker = TernaryWalk(scheme, rng)
+        clock.count(walker.run(_GROWTH, patience, 2))
+        scheme = walker.scheme(best=True)
         if not best or scheme.rank <= best[0].rank:
             yield scheme
         sides = [i for i in range(3) if scheme.shape[i] < shape[i]]
         grown = list(scheme.shape)
         grown[sides[int(rng.integers(len(sides)))]] += 1
         scheme = transform.extend(scheme, grown)
-    walk = TernaryWalk(transform.extend(scheme, shape), rng)
+    walker = TernaryWalk(transform.extend(scheme, shape), rng)
     margin, done = int(rng.choice([2, 3])), 0
-    while done < _FLIPS and walk.best_rank > problem.rank and not clock.expired():
-        made = max(1, walk.run(min(_CHUNK, _FLIPS - done), patience, margin, problem.rank))
+    while done < _FLIPS and walker.best_rank > problem.rank and not clock.expired():
+        made = max(1, walker.run(min(_CHUNK, _FLIPS - done), patience, margin, problem.rank))
         done += made
         clock.count(made)
-    scheme = walk.scheme(best=True)
+    scheme = walker.scheme(best=True)
     if first_failure(scheme):
         raise AssertionError("a walk left the matmul tensor; this is a bug")
     yield scheme
