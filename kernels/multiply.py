@@ -20,7 +20,9 @@ __all__ = ["CHUNK", "applies", "encode", "least_workspace", "multiply"]
 Tensor = torch.Tensor
 Operand = Tensor | dense.Packed
 
-CHUNK = 64 << 20  # bytes of encoded rows of A and of products that are in memory together: new memory costs more
+# Bytes of encoded rows of A and of products that are in memory together. Buffers of 32 MB and more are new memory each
+# time with glibc, which costs more than products of fewer rows do; either of the two stays below.
+CHUNK = 48 << 20
 FEWEST = 16  # rows and columns of a slice below which a limit is refused rather than honoured
 SOME = 128  # rows of a slice that make a product worth while
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -293,3 +295,32 @@ def test_a_layer_is_not_compiled_for_each_token_count() -> None:
         x = gaussian(2, tokens, 9, seed=tokens)
         torch.testing.assert_close(whole(x), layer(x))
     assert whole.graphs <= 3  # the first size, then sizes that fill tiles and sizes that do not
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own
+def test_the_default_backend_fuses_around_it_and_trains_through_it() -> None:
+    encoded = encode_rhs(gaussian(7, 9, seed=3, grad=False), ROUGH)
+    layer = STLLinear(9, 6, encoder=Encoders.of(STRASSEN), dtype=torch.float64)
+    leaves = [gaussian(5, 8, seed=1), gaussian(8, 7, seed=2), *layer.parameters()]
+
+    def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return layer(amm(torch.relu(amm(a, b, STRASSEN)) + 1, encoded)).sin().sum()
+
+    torch._dynamo.reset()
+    found, wanted = torch.compile(loss, fullgraph=True)(*leaves[:2]), loss(*leaves[:2])
+    torch.testing.assert_close(found, wanted)
+    for got, want in zip(*(torch.autograd.grad(x, leaves) for x in (found, wanted)), strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_encoding_stays_outside_of_graphs() -> None:
+    a, b = (gaussian(*size, seed=i, grad=False) for i, size in enumerate(((5, 7), (7, 6))))
+
+    def both(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return amm(torch.relu(x), encode_rhs(2 * y, ROUGH)) + amm(encode_lhs(y.T, ROUGH), x.T).T
+
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(both, backend="eager")(a, b), both(a, b))
+    with pytest.raises(Exception, match="encode_rhs"):
+        Whole(lambda x, y: amm(x, encode_rhs(y, ROUGH)))(a, b)

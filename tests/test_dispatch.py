@@ -247,6 +247,16 @@ def test_what_names_one_scheme_is_used_as_asked(home: Path) -> None:
             explain((4, 4, 4), encoder=encoder, rtol=0.9)
 
 
+def test_products_that_a_plan_could_keep_in_bf16_are_weighed_beside(eager: None) -> None:
+    found = explain((64, 64, 64), "bf16", HALF, show=False)
+    narrow = explain((64, 64, 64), "bf16", Plan(HALF, "bf16", product="bf16"), show=False)
+    assert len(found.alternatives) == 3
+    assert {found.name, "dense"} | {narrow.name} == {name for name, _ in found.alternatives}
+    assert dict(found.alternatives)[narrow.name] == dict(narrow.alternatives)[narrow.name]
+    assert len(narrow.alternatives) == 2
+    assert len(explain((64, 64, 64), "fp32", HALF, show=False).alternatives) == 2
+
+
 def test_the_best_of_a_rank_is_the_best_at_the_operands_dtype() -> None:
     keep(NOISY, CLOSE)
     assert explain((4, 4, 4), "fp64", "catalog:best?shape=2,2,2&rank=7").scheme == NOISY  # error 1e-13 against 1e-4

@@ -59,6 +59,10 @@ def amm(
     choices: the fastest that is exact up to rounding; with ``rtol`` the fastest whose predicted error is within it;
     with ``speedup`` s the most accurate with s times fewer multiplications. ``explain`` tells the choice.
 
+    Products are kept in float32 (float64 for such operands). On a processor that multiplies bfloat16 faster than
+    float32 they cost twice what they need to: ``rtol`` and ``speedup`` let the choice keep them in bfloat16 where the
+    error allows, and for one scheme ``Plan(scheme, "bf16", product="bf16")`` asks for it; ``explain`` gives both times.
+
     A or B may be an ``EncodedOperand``: then its plan is meant. ``backend`` is "auto" (the fastest kernels at hand) or
     "reference" (plain torch).
 
@@ -68,7 +72,7 @@ def amm(
 
     Memory on the processor, without gradients, beside operands and result: B encoded (r/(k n) of its size, and where
     16-bit operands are multiplied in float32 once more in float32) and one chunk of encoded rows of A and of products,
-    64 MB or 16 rows of each slice; ``workspace`` is a bound in bytes on all of that, honoured at the price of speed
+    48 MB or 16 rows of each slice; ``workspace`` is a bound in bytes on all of that, honoured at the price of speed
     and refused where it cannot be. With gradients, on other devices, and
     at several levels, A encoded and all products (r/(m k) and r/(m n) of A and C) are in memory at once.
 
@@ -128,16 +132,21 @@ def amm(
     return to_kind(c, a.kind)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
 def encode_lhs(A: Any, encoder: Any) -> EncodedOperand:
     """A: (..., M, K) -> its encoding for ``amm(A_hat, B)``, made once for many B; see ``encode_rhs``."""
     return _encode(A, "A", encoder, "lhs")
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
 def encode_rhs(B: Any, encoder: Any) -> EncodedOperand:
     """B: (..., K, N) -> its encoding for ``amm(A, B_hat)``, made once for many A (weights); frozen.
 
     ``encoder`` must name one scheme (a selector with shape and rank, a path, a ``Scheme`` or a ``Plan``): how large
-    the products will be is not known yet. Raises UsageError otherwise, and for a B that requires a gradient.
+    the products will be is not known yet; ``explain(...).plan`` is one that a cost model chose. Raises UsageError
+    otherwise, and for a B that requires a gradient.
+
+    torch.compile leaves this call out of its graphs: encode outside of a compiled function, and multiply inside.
     """
     return _encode(B, "B", encoder, "rhs")
 

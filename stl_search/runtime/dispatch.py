@@ -543,6 +543,9 @@ def explain(
         u, v, w = (float(np.count_nonzero(f)) for f in found.plan.factors)
         cost = Cost(found.plan.scheme.shape, found.plan.scheme.rank, (u, v, w), found.plan.product)
         times = [(found.name, scheme_seconds(cost, problem)), ("dense", dense_seconds(problem))]
+        if problem.dtype == "bf16" != cost.product:  # what a Plan can ask for
+            narrow = replace(cost, product="bf16")
+            times.append((_name(replace(found.plan, product="bf16"), found.levels), scheme_seconds(narrow, problem)))
         weighed = tuple(sorted(times, key=lambda x: x[1]))
         way = dense_way(problem)
         found = replace(found, cost=times[0][1] / times[1][1], alternatives=weighed, way=way)
