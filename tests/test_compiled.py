@@ -305,7 +305,8 @@ def test_the_default_backend_fuses_around_it_and_trains_through_it() -> None:
     leaves = [gaussian(5, 8, seed=1), gaussian(8, 7, seed=2), *layer.parameters()]
 
     def loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        return layer(amm(torch.relu(amm(a, b, STRASSEN)) + 1, encoded)).sin().sum()
+        c: torch.Tensor = layer(amm(torch.relu(amm(a, b, STRASSEN)) + 1, encoded))
+        return c.sin().sum()
 
     torch._dynamo.reset()
     found, wanted = torch.compile(loss, fullgraph=True)(*leaves[:2]), loss(*leaves[:2])
@@ -318,7 +319,8 @@ def test_encoding_stays_outside_of_graphs() -> None:
     a, b = (gaussian(*size, seed=i, grad=False) for i, size in enumerate(((5, 7), (7, 6))))
 
     def both(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return amm(torch.relu(x), encode_rhs(2 * y, ROUGH)) + amm(encode_lhs(y.T, ROUGH), x.T).T
+        c: torch.Tensor = amm(torch.relu(x), encode_rhs(2 * y, ROUGH)) + amm(encode_lhs(y.T, ROUGH), x.T).T
+        return c
 
     torch._dynamo.reset()
     torch.testing.assert_close(torch.compile(both, backend="eager")(a, b), both(a, b))
