@@ -218,6 +218,7 @@ def levenberg_marquardt(
     free: npt.NDArray[np.bool_] | None = None,
     span: Any = None,
     stop: Callable[[], bool] | None = None,
+    single: bool = False,
 ) -> tuple[Batch, Floats]:
     """(batch, F) after damped Gauss-Newton on all of (u, v, w), with ``ridge(i) * |(u, v, w)|^2`` added at step i.
 
@@ -225,11 +226,12 @@ def levenberg_marquardt(
     squared norm of the terms themselves. A member ends when F <= goal or when a step without ridge gains less than
     ``tolerance`` relative. ``free`` (flat, over u then v then w) limits the step to some of the variables,
     ``span`` (a sparse (N, P) matrix) to its column space, in which the start must lie;
-    ``stop`` is asked before each step whether to end early.
+    ``stop`` is asked before each step whether to end early. ``single`` solves for steps in float32, at half the time;
+    F and gradients stay in float64, so that it limits how fast a near-singular problem converges, not what is reached.
     """
     members: list[Batch] = [(batch[0][i], batch[1][i], batch[2][i]) for i in range(len(batch[0]))]
     out = [
-        _lm_single(shape, member, lam, iterations, damping, ridge, goal, tolerance, free, span, stop)
+        _lm_single(shape, member, lam, iterations, damping, ridge, goal, tolerance, free, span, stop, single)
         for member in members
     ]
     stacked: Batch = tuple(np.stack([x[0][j] for x in out]) for j in range(3))  # type: ignore[assignment]
@@ -248,6 +250,7 @@ def _lm_single(
     free: npt.NDArray[np.bool_] | None,
     span: Any,
     stop: Callable[[], bool] | None,
+    single: bool,
 ) -> tuple[Batch, float]:
     r = len(factors[0])
     sizes = [f.shape[1] for f in factors]
@@ -276,7 +279,17 @@ def _lm_single(
 
     start = np.concatenate([f.ravel() for f in factors])
     x, value = damped_gauss_newton(
-        start, lambda x: _accurate(shape, split(x), lam), normal, moved, iterations, mu, ridge, goal, tolerance, stop
+        start,
+        lambda x: _accurate(shape, split(x), lam),
+        normal,
+        moved,
+        iterations,
+        mu,
+        ridge,
+        goal,
+        tolerance,
+        stop,
+        single,
     )
     return split(x), value
 
@@ -292,6 +305,7 @@ def damped_gauss_newton(
     goal: float = 0.0,
     tolerance: float = 1e-12,
     stop: Callable[[], bool] | None = None,
+    single: bool = False,
 ) -> tuple[Floats, float]:
     """(x, F): Levenberg-Marquardt on any parametrisation x of schemes, flat; see ``levenberg_marquardt``.
 
@@ -303,6 +317,8 @@ def damped_gauss_newton(
     while step_number < iterations and value > goal and not (stop and stop()):
         rho = ridge(step_number) if ridge else 0.0
         hessian, gradient = normal(x, rho)
+        if single:
+            hessian, gradient = hessian.astype(np.float32), gradient.astype(np.float32)
         diagonal = np.arange(len(gradient))
         before = value + rho * float(x @ x)
         accepted = False
@@ -314,7 +330,7 @@ def damped_gauss_newton(
                 c = scipy.linalg.cho_factor(damped, lower=True, overwrite_a=True, check_finite=False)
                 step = scipy.linalg.cho_solve(c, gradient, check_finite=False)
             except scipy.linalg.LinAlgError:
-                mu = max(3 * mu, 1e-12)
+                mu = max(3 * mu, 1e-6 if single else 1e-12)
                 continue
             y = x - step if moved is None else moved(x, step)
             new = measure(y)

@@ -20,6 +20,7 @@ _MODULES = (
     "numeric",
     "compose",
     "deflate",
+    "descent",
     "orbit",
     "group_algebra",
     "flipgraph",
