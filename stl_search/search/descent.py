@@ -21,7 +21,7 @@ from stl_search.search.numeric import variables
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
 
-__all__ = ["Descent"]
+__all__ = ["Descent", "descend", "serves", "settled"]
 
 _DENSE = 650  # unknowns up to which Levenberg-Marquardt takes some milliseconds a step; beyond, L-BFGS is quicker
 _STARTED = 1000  # unknowns up to which a random start takes some seconds
@@ -41,15 +41,18 @@ class Descent:
     on_request = True
 
     def weight(self, problem: Problem, pool: Pool) -> float:
-        top = _top(problem.shape)
-        fits = not problem.exact and top is not None and top > problem.rank
-        fits = fits and variables(problem.shape, top or 0) <= _LARGEST
-        return 1.0 if fits and (_random(problem.shape, top or 0) or _exact(pool, problem.shape)) else 0.0
+        return float(not problem.exact and serves(problem.shape, problem.rank, bool(_exact(pool, problem.shape))))
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
         for rank, batch in descend(problem, pool, rng, clock):
             if rank == problem.rank or clock.expired():
                 yield settled(problem.shape, batch, problem.lam)
+
+
+def serves(shape: Shape, rank: int, exact: bool) -> bool:
+    """Whether descents lead to that rank, given whether there is an exact scheme over ZT to begin from."""
+    top = _top(shape)
+    return top is not None and rank < top and variables(shape, top) <= _LARGEST and (exact or _random(shape, top))
 
 
 def descend(problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[tuple[int, Batch]]:

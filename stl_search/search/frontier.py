@@ -1,8 +1,9 @@
 """The frontier of a shape: the best approximate scheme of every rank at one precision, each rank serving the others.
 
 Like a campaign it is a series of slices: each picks a rank and calls ``discover`` for some jobs, from what the catalogs
-hold at that rank and beside it, from the parts of a good composition, or from nothing. What improves on the catalogs is
-kept at once, with the ``discover`` command that makes it from schemes of the catalogs; the rest is dropped.
+hold at that rank and beside it, from the parts of a good composition, or from nothing; after one in vain the next sends
+descents from exact schemes down to it, which owe nothing to what is held. What improves on the catalogs is kept at
+once, with the ``discover`` command that makes it from schemes of the catalogs; the rest is dropped.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from stl_search.errors import StlError, UsageError
 from stl_search.scheme import Scheme, Shape, parse_shape
 from stl_search.search.bounds import reached_rank
 from stl_search.search.compositions import Mark, front, parts_for
+from stl_search.search.descent import Descent, serves
 from stl_search.search.journal import Journal
 from stl_search.search.portfolio import _cores, discover, placed
 from stl_search.search.problem import Problem
@@ -34,6 +36,7 @@ _QUICK = ("compose", "deflate")  # of the first slice of a rank, which is short,
 GAIN = 1e-3  # relative gain in error^2 below which a find is no improvement
 _SLICE = 60.0  # seconds that a slice should take; its jobs are counted from how long the last ones took
 _FEWEST = 12  # jobs of a slice, at least
+_WAYS = 4  # jobs of a slice of descents, at least: each goes all the way down
 _FIRST = 2  # of the first one of a rank
 _JOBS = 200  # of a slice, at most
 _NEAR = 1.05  # a composition is searched from when its error^2 is within this factor of what is held
@@ -152,7 +155,7 @@ class _Search:
         self.lam = 2 * score.relative_rounding(state.dtype) ** 2
         self.folders = [store.shipped_dir(), store.user_dir(), state.folder]
         self.held: dict[int, store.Entry] = {}  # the best of every rank, also of those that are not searched
-        self.pace: dict[int, float] = {}  # seconds a job took
+        self.pace: dict[tuple[bool, int], float] = {}  # seconds a job took, apart for descents
         self._look()
         for line in journal.lines:
             self._replay(line)
@@ -224,9 +227,14 @@ class _Search:
     def _slice(self, row: Row) -> None:
         """Look for one rank for a while."""
         state, began = self.state, monotonic()
+        strategies = (*(STRATEGIES if row.slices else _QUICK), *(["batch"] if self.device != "cpu" else []))
         given = self._parents(row)
-        near = min(self.pace, key=lambda r: abs(r - row.rank), default=None)
-        jobs = _FEWEST if near is None else max(_FEWEST, min(_JOBS, int(_SLICE / self.pace[near])))
+        down = row.slices > 0 and row.failed % 2 == 1 and serves(state.shape, row.rank, bool(self._exact()))
+        if down:
+            strategies, given = (Descent.name,), self._exact()
+        fewest = _WAYS if down else _FEWEST
+        near = min((r for d, r in self.pace if d == down), key=lambda r: abs(r - row.rank), default=None)
+        jobs = fewest if near is None else max(fewest, min(_JOBS, int(_SLICE / self.pace[down, near])))
         jobs = jobs if row.slices else _FIRST
         number = state.slices
         state.now = f"rank {row.rank}, {jobs} jobs from {', '.join(s.name for s in given) or 'nothing'}"
@@ -239,15 +247,17 @@ class _Search:
             steps=jobs,
             seed=self.seed * 1_000_003 + number,
             workers=self.workers,
-            strategies=(*(STRATEGIES if row.slices else _QUICK), *(["batch"] if self.device != "cpu" else [])),
+            strategies=strategies,
             given=given,
-            device=self.device,
+            device="cpu" if down else self.device,
             out=state.folder,
             fresh=self.fresh,
             progress=lambda _: self._report(),
         )
         seconds = monotonic() - began
         line: dict[str, Any] = {"slice": number, "rank": row.rank, "jobs": jobs, "seconds": round(seconds, 3)}
+        if down:
+            line["descents"] = True
         if result.scheme is not None and result.path is not None:
             cost = score.error(result.scheme, state.dtype) ** 2
             line |= {"found": result.scheme.rank, "error2": cost, "strategy": result.strategy}
@@ -258,6 +268,11 @@ class _Search:
                 result.path.unlink()
         self._record(line)
         (state.folder / ".journal" / result.problem.key(self.workers, __version__)).unlink(missing_ok=True)
+
+    def _exact(self) -> list[Scheme]:
+        """The best exact scheme over ZT that is held, from which descents begin; none where none is."""
+        held = [e for _, e in sorted(self.held.items(), reverse=True) if e.E == 0 and e.ring == "ZT"]
+        return [store.scheme_of(e, self.state.shape) for e in held[:1]]
 
     def _parents(self, row: Row) -> list[Scheme]:
         """What a slice begins from: the parts of a better composition; or neighbours and near parts; or nothing."""
@@ -301,7 +316,7 @@ class _Search:
         row.slices += 1
         row.seconds += line["seconds"]
         if line.get("jobs"):
-            self.pace[row.rank] = max(0.02, line["seconds"] / line["jobs"])
+            self.pace[line.get("descents", False), row.rank] = max(0.02, line["seconds"] / line["jobs"])
         if "id" not in line:
             row.failed += 1
             row.idle += line["seconds"]
