@@ -69,9 +69,9 @@ def test_it_may_begin_at_what_is_given(held: bool) -> None:
 def test_what_it_serves() -> None:
     big = Problem((4, 4, 4), 40)
     assert not descent.Descent().weight(big, Pool(big))  # random starts of <4,4,4> would take minutes
-    assert descent.serves((4, 4, 4), 40, exact=True)
-    assert not descent.serves((4, 4, 4), 49, exact=True)  # 48 is known
-    assert not descent.serves((8, 8, 8), 100, exact=True)
+    assert descent.serves((4, 4, 4), 40, given=True)
+    assert not descent.serves((4, 4, 4), 49, given=True)  # 48 is known
+    assert not descent.serves((8, 8, 8), 100, given=True)
     exact = Problem((2, 2, 2), 6, ring="Z")
     assert not descent.Descent().weight(exact, Pool(exact))
 

@@ -41,7 +41,8 @@ class Descent:
     on_request = True
 
     def weight(self, problem: Problem, pool: Pool) -> float:
-        return float(not problem.exact and serves(problem.shape, problem.rank, bool(_exact(pool, problem.shape))))
+        given = bool(_exact(pool, problem.shape) or _above(pool, problem))
+        return float(not problem.exact and serves(problem.shape, problem.rank, given))
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
         for rank, batch in descend(problem, pool, rng, clock):
@@ -49,10 +50,10 @@ class Descent:
                 yield settled(problem.shape, batch, problem.lam)
 
 
-def serves(shape: Shape, rank: int, exact: bool) -> bool:
-    """Whether descents lead to that rank, given whether there is an exact scheme over ZT to begin from."""
+def serves(shape: Shape, rank: int, given: bool) -> bool:
+    """Whether descents lead to that rank, by whether a scheme to begin from is given."""
     top = _top(shape)
-    return top is not None and rank < top and variables(shape, top) <= _LARGEST and (exact or _random(shape, top))
+    return top is not None and rank < top and variables(shape, top) <= _LARGEST and (given or _random(shape, top))
 
 
 def descend(problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[tuple[int, Batch]]:
@@ -108,12 +109,18 @@ def _exact(pool: Pool, shape: Shape) -> list[Scheme]:
     return []
 
 
+def _above(pool: Pool, problem: Problem) -> list[Scheme]:
+    """Approximate schemes of the pool that have more terms than asked for, and fewer than the exact one."""
+    ranks = (r for r in pool.ranks(problem.shape) if problem.rank < r < (_top(problem.shape) or 0))
+    return [e.scheme for r in ranks for e in pool.cell(problem.shape, r)]
+
+
 def _start(problem: Problem, pool: Pool, weight: float, rng: np.random.Generator, clock: Clock) -> Batch | None:
     """A nearly exact scheme, refitted for the weight, or one of the pool; None where random starts reached none."""
     shape, exact = problem.shape, _exact(pool, problem.shape)
     top = _top(shape) or problem.volume
-    above = [e.scheme for r in pool.ranks(shape) if problem.rank < r < top for e in pool.cell(shape, r)]
-    held = bool(above) and rng.random() < 0.4
+    above = _above(pool, problem)
+    held = bool(above) and (rng.random() < 0.4 or not (exact or _random(shape, top)))
     if held or (exact and (not _random(shape, top) or rng.random() < 0.5)):
         scheme = above[int(rng.integers(len(above)))] if held else _moved(exact[int(rng.integers(len(exact)))], rng)
         u, v, w = (f[0] for f in decompose.balance(decompose.batch_of([scheme])))
