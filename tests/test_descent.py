@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from stl_search import decompose, score, transform
+from stl_search.errors import UsageError
 from stl_search.scheme import Scheme
 from stl_search.search import descent, portfolio
 from stl_search.search.problem import Entry, Pool, Problem, cost
@@ -81,6 +82,16 @@ def test_discover_by_it_alone() -> None:
     assert found.scheme is not None
     assert found.strategy == "descent"
     assert score.expected_error(found.scheme) < 0.2601  # the border scheme of five products has .25
+
+
+def test_discover_by_it_from_what_is_given() -> None:
+    starts = [transform.kron(STRASSEN, STRASSEN)]
+    with pytest.raises(UsageError, match="no strategy of descent applies"):
+        portfolio.discover((4, 4, 4), 47, strategies=("descent",), steps=1, workers=1)
+    found = portfolio.discover((4, 4, 4), 47, strategies=("descent",), steps=1, workers=1, given=starts)
+    assert found.strategy == "descent"
+    assert found.scheme is not None
+    assert cost(Problem((4, 4, 4), 47), found.scheme) < 0.035  # two products of 64 left out are .0313
 
 
 def test_steps_in_single_precision_converge_too() -> None:

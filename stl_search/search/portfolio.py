@@ -190,9 +190,12 @@ def discover(
         raise UsageError(f"<{m},{k},{n}> is too large to be searched: (mk)(kn)(mn) is above {MAX_TENSOR}")
     if rank > problem.volume:  # more products than the classical algorithm has are never needed
         problem = dataclasses.replace(problem, rank=problem.volume)
-    strategy.suitable(problem, Pool(problem))
     sources = sorted({s.id: s for s in given}.values(), key=lambda s: s.id)
     held, known = _starts(problem, sources)
+    begun = Pool(problem)
+    for scheme in known:
+        begun.add(_entry(problem, scheme, "start"))
+    strategy.suitable(problem, begun)  # refuses before a journal is opened
     header: dict[str, Any] = {"search": problem.key(workers, __version__), "version": __version__}
     if known:  # other starts, another search: a journal that began from others is not gone on with
         header["starts"] = sorted(s.id for s in known)
@@ -267,9 +270,6 @@ class _Run:
         self.journal = journal
         self.progress = progress
         self.lag = 2 * workers
-        fitting = [strategy.batched(one) for one, _ in strategy.suitable(problem, Pool(problem))]
-        # the jobs of the device: none, all, or one beside two of each other worker
-        self.device_jobs = 0 if not any(fitting) else 1 if all(fitting) else 2 * workers - 1
         self.pool = Pool(problem)
         self.start_ids: list[str] = []  # of what the search began from, and those of them that its command names
         self.named: list[str] = []
@@ -278,6 +278,9 @@ class _Run:
             entry = Entry(cost(problem, scheme), scheme.id, scheme, "start")
             if self.pool.add(entry):
                 self.initial.append(_message(entry))
+        fitting = [strategy.batched(one) for one, _ in strategy.suitable(problem, self.pool)]
+        # the jobs of the device: none, all, or one beside two of each other worker
+        self.device_jobs = 0 if not any(fitting) else 1 if all(fitting) else 2 * workers - 1
         # known to this process alone, so that jobs are the same with and without
         if problem.volume <= problem.rank:
             self.pool.add(_entry(problem, transform.classical(problem.shape), "classical"))
