@@ -46,7 +46,7 @@ class Descent:
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
         for rank, batch in descend(problem, pool, rng, clock):
-            if rank == problem.rank or clock.expired():
+            if rank == problem.rank:
                 yield settled(problem.shape, batch, problem.lam)
 
 
