@@ -227,7 +227,7 @@ def levenberg_marquardt(
     ``tolerance`` relative. ``free`` (flat, over u then v then w) limits the step to some of the variables,
     ``span`` (a sparse (N, P) matrix) to its column space, in which the start must lie;
     ``stop`` is asked before each step whether to end early. ``single`` solves for steps in float32, at half the time;
-    F and gradients stay in float64, so that it limits how fast a near-singular problem converges, not what is reached.
+    F and what the gradient is summed in stay float64, so that it slows near-singular problems and moves no optimum.
     """
     members: list[Batch] = [(batch[0][i], batch[1][i], batch[2][i]) for i in range(len(batch[0]))]
     out = [

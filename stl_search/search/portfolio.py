@@ -192,15 +192,16 @@ def discover(
         problem = dataclasses.replace(problem, rank=problem.volume)
     sources = sorted({s.id: s for s in given}.values(), key=lambda s: s.id)
     held, known = _starts(problem, sources)
+    entries = [_entry(problem, scheme, "start") for scheme in known]
     begun = Pool(problem)
-    for scheme in known:
-        begun.add(_entry(problem, scheme, "start"))
+    for entry in entries:
+        begun.add(entry)
     strategy.suitable(problem, begun)  # refuses before a journal is opened
     header: dict[str, Any] = {"search": problem.key(workers, __version__), "version": __version__}
     if known:  # other starts, another search: a journal that began from others is not gone on with
         header["starts"] = sorted(s.id for s in known)
     with Journal(folder / ".journal" / header["search"], header, fresh) as journal:
-        run = _Run(problem, workers, time, steps, journal, known, progress)
+        run = _Run(problem, workers, time, steps, journal, entries, progress)
         run.start_ids = [*(s.id for s in sources), *held]
         run.named = [s.id for s in sources]
         result = run.finish(run.search(), folder)
@@ -260,7 +261,7 @@ class _Run:
         seconds: float | None,
         steps: int | None,
         journal: Journal,
-        starts: list[Scheme],
+        starts: list[Entry],
         progress: Callable[[Progress], None] | None,
     ) -> None:
         self.problem = problem
@@ -274,8 +275,7 @@ class _Run:
         self.start_ids: list[str] = []  # of what the search began from, and those of them that its command names
         self.named: list[str] = []
         self.initial: list[dict[str, Any]] = []
-        for scheme in starts:
-            entry = Entry(cost(problem, scheme), scheme.id, scheme, "start")
+        for entry in starts:
             if self.pool.add(entry):
                 self.initial.append(_message(entry))
         fitting = [strategy.batched(one) for one, _ in strategy.suitable(problem, self.pool)]
