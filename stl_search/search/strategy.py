@@ -29,6 +29,7 @@ _MODULES = (
     "border",
     "mirror",
     "symmetric",
+    "isotropy",
     "batch",
     "cheap",
 )

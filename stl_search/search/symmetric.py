@@ -29,7 +29,7 @@ from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import Action, action
 from stl_search.transform import permute_to
 
-__all__ = ["Symmetric"]
+__all__ = ["Symmetric", "chained"]
 
 _LARGEST = 1000  # unknowns of the representatives: a step takes a hundredth of a second
 _FRESH = 1e-9  # weight of the noise gain in the first stage of a random start
@@ -69,7 +69,7 @@ class Symmetric:
         if here is None:
             found = self._plunged(problem, group, pool, rng, clock)
         else:
-            found = self._chained(problem, group, here, rng, clock)
+            found = chained(problem, group, here, rng, clock)
         if found is None:
             return
         frame, x = found
@@ -105,23 +105,24 @@ class Symmetric:
                 best = (value, frame, x)
         return None if best is None else best[1:]
 
-    def _chained(
-        self, problem: Problem, group: Action, here: Orbits, rng: np.random.Generator, clock: Clock
-    ) -> tuple[Representatives, Floats] | None:
-        """The best of a chain, each link a change of the best so far; None where no change gives the asked rank."""
-        lam, best, value = problem.lam, None, np.inf
-        for _ in range(max(3, min(10, _WORK * group.order // variables(problem.shape, problem.rank)))):
-            trial = changed(group, here, problem.rank, lam, rng)
-            if trial is None or (best is not None and clock.expired()):
-                break
-            frame = Representatives(group, trial.kinds)
-            first, ridge = lam * 10 ** float(rng.uniform(-3.5, 0)), float(rng.choice([0.0, 1e-3, 1e-2]))
-            x, new = _tightened(
-                frame, np.concatenate(trial.points), lam, first, 100, ridge, float(rng.choice([1e-2, 1.0])), clock
-            )
-            if new < value:
-                best, value, here = (frame, x), new, frame.orbits(x)
-        return best
+
+def chained(
+    problem: Problem, group: Action, here: Orbits, rng: np.random.Generator, clock: Clock
+) -> tuple[Representatives, Floats] | None:
+    """The best of a chain, each link a change of the best so far; None where no change gives the asked rank."""
+    lam, best, value = problem.lam, None, np.inf
+    for _ in range(max(3, min(10, _WORK * group.order // variables(problem.shape, problem.rank)))):
+        trial = changed(group, here, problem.rank, lam, rng)
+        if trial is None or (best is not None and clock.expired()):
+            break
+        frame = Representatives(group, trial.kinds)
+        first, ridge = lam * 10 ** float(rng.uniform(-3.5, 0)), float(rng.choice([0.0, 1e-3, 1e-2]))
+        x, new = _tightened(
+            frame, np.concatenate(trial.points), lam, first, 100, ridge, float(rng.choice([1e-2, 1.0])), clock
+        )
+        if new < value:
+            best, value, here = (frame, x), new, frame.orbits(x)
+    return best
 
 
 def _tightened(

@@ -12,9 +12,9 @@ given by one representative, which its stabiliser fixes up to signs.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,18 @@ import scipy.sparse
 from stl_search.errors import UsageError
 from stl_search.scheme import Shape
 
-__all__ = ["Action", "Element", "OrbitType", "action", "form", "orbit_types", "span"]
+__all__ = [
+    "Action",
+    "Element",
+    "OrbitType",
+    "action",
+    "form",
+    "generated",
+    "linear",
+    "long_orbit",
+    "orbit_types",
+    "span",
+]
 
 Reals = npt.NDArray[Any]
 Signs = tuple[int, int, int]
@@ -99,11 +110,11 @@ def form(side: int, minus: int) -> Reals:
 def _transposition(shape: Shape, minus: int) -> Element:
     """(u, v, w) -> (D v^T D, D u^T D, D w^T D): C^T = B^T A^T, for <m,k,m>; D has ``minus`` last entries -1, else 1."""
     m, k, n = shape
-    twist = _linear(*(np.diag(form(side, minus)) for side in shape))
+    twist = linear(*(np.diag(form(side, minus)) for side in shape))
     return twist @ Element((1, 0, 2), (_flip(k, n), _flip(m, k), _flip(m, n)))
 
 
-def _linear(x: Reals, y: Reals, z: Reals) -> Element:
+def linear(x: Reals, y: Reals, z: Reals) -> Element:
     """u -> X u Y^T, v -> Y v Z^T, w -> X w Z^T for orthogonal X, Y, Z."""
     return Element((0, 1, 2), (np.kron(x, y), np.kron(y, z), np.kron(x, z)))
 
@@ -125,7 +136,7 @@ def _represented(name: str, shape: Shape) -> list[Element]:
     if few:
         known = len(matrices[few[0]])
         raise UsageError(f"{base} has only {known} faithful real representations of dimension {few[0]}, from 0 on")
-    return [_linear(*(matrices[side][-1][g] for side in shape)) for g in group.generators]
+    return [linear(*(matrices[side][-1][g] for side in shape)) for g in group.generators]
 
 
 def _faithful(irreps: Any, side: int) -> Iterator[Reals]:
@@ -173,7 +184,12 @@ def action(name: str, shape: Shape) -> Action:
             generators.append(_transposition(shape, int(minus or 0)))
         else:
             generators += _represented(part, shape)
-    identity = _linear(np.eye(m), np.eye(k), np.eye(n))
+    return generated(name, shape, generators)
+
+
+def generated(name: str, shape: Shape, generators: Sequence[Element]) -> Action:
+    """The group that some symmetries generate; raises UsageError when it has more than 96 elements."""
+    identity = linear(*(np.eye(side) for side in shape))
     elements, index, born = (
         [identity],
         {identity.key(): 0},
@@ -211,7 +227,7 @@ class OrbitType:
     key: tuple[int, int]  # by which kinds are sorted: large orbits first, then as they are listed
 
 
-@cache
+@lru_cache(maxsize=256)  # groups drawn at random are many
 def orbit_types(group: Action) -> tuple[OrbitType, ...]:
     """The kinds of orbit: stabilisers and their signs, up to conjugacy, that some term has as its whole stabiliser.
 
@@ -228,6 +244,22 @@ def orbit_types(group: Action) -> tuple[OrbitType, ...]:
                 size = len(images[0])
                 found.append(OrbitType(size, subgroup, basis, images, (-size, len(found))))
     return tuple(found)
+
+
+def long_orbit(group: Action) -> OrbitType:
+    """The kind of orbit whose representative only signs fix: elements that multiply all three factors by signs.
+
+    It needs no list of subgroups, and its space is the whole one.
+    """
+    signs = tuple(
+        g
+        for g, e in enumerate(group.elements)
+        if e.slots == (0, 1, 2) and all(np.allclose(x, x[0, 0] * np.eye(len(x))) for x in e.maps)
+    )
+    m, k, n = group.shape
+    basis = np.eye(m * k + k * n + m * n)
+    size = group.order // len(signs)
+    return OrbitType(size, signs, basis, _images(group, signs, basis), (-size, 0))
 
 
 def _signs(group: Action, subgroup: tuple[int, ...]) -> list[dict[int, Signs]]:
