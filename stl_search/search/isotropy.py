@@ -49,9 +49,10 @@ class Isotropy:
     """
 
     name = "isotropy"
-    on_request = True
 
     def weight(self, problem: Problem, pool: Pool) -> float:
+        if problem.exact and self.name not in problem.strategies:
+            return 0.0  # only where it is named: discretising is seldom the way
         return float(bool(_orders(problem.shape, problem.rank)) and min(problem.shape) > 1)
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
@@ -137,9 +138,10 @@ def _acting(shape: Shape, generators: tuple[tuple[Signed, ...], ...]) -> Action:
 
 
 def _orders(shape: Shape, rank: int) -> dict[int, float]:
-    """The orders to choose from: those that leave few enough unknowns."""
+    """The orders to choose from: those that the shape has, and that leave few enough unknowns."""
     size = variables(shape, rank)
-    return {order: often for order, often in _ORDERS.items() if order <= rank and size <= _LARGEST * order}
+    possible = (order for order in _ORDERS if max(shape) > 2 or order % 3)  # of signed permutations
+    return {order: _ORDERS[order] for order in possible if order <= rank and size <= _LARGEST * order}
 
 
 def _exact(problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
