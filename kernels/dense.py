@@ -107,8 +107,19 @@ class Packed:
 
 def can_pack(b: Tensor) -> bool:
     """Whether encoded B: (r, ..., K', N') is one that ``Packed`` takes."""
-    packs = b.dtype in (torch.float32, torch.bfloat16) and b.ndim == 3 and b.numel() > 0
-    return packs and b.device.type == "cpu" and _onednn() is not None
+    return b.ndim == 3 and b.numel() > 0 and b.device.type == "cpu" and _reorders(b.dtype)
+
+
+@cache
+def _reorders(dtype: torch.dtype) -> bool:
+    """Whether oneDNN arranges weights of this dtype on this processor: bf16 needs AVX-512 or later instructions."""
+    if dtype not in (torch.float32, torch.bfloat16) or _onednn() is None:
+        return False
+    try:
+        Packed(torch.ones(1, 16, 16, dtype=dtype)).products(torch.ones(1, 16, 16, dtype=dtype))
+    except RuntimeError:
+        return False
+    return True
 
 
 def pack(b: Tensor) -> Packed:
