@@ -17,8 +17,8 @@ from stl_search.decompose import Floats
 from stl_search.scheme import Scheme, Shape
 from stl_search.search.border import fading, settled, stages
 from stl_search.search.deflate import shaken
-from stl_search.search.numeric import discrete, variables
-from stl_search.search.orbit import solve_invariant
+from stl_search.search.numeric import variables
+from stl_search.search.orbit import exact_invariant
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.representatives import Representatives
 from stl_search.search.strategy import Clock, register
@@ -146,18 +146,20 @@ def _orders(shape: Shape, rank: int) -> dict[int, float]:
 
 def _exact(problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
     for _ in range(_starts(problem)):
-        group = drawn(problem.shape, _orders(problem.shape, problem.rank), rng)
-        kinds = None if group is None else structure(group, problem.rank, rng)
-        if group is None or kinds is None:
-            continue
-        batch, f = solve_invariant(group, kinds, rng, clock)
-        if f < 1e-18 and not clock.expired():
-            found = discrete(decompose.scheme_of(problem.shape, batch), problem.ring, rng, clock, 25)
-            if found is not None:
-                yield found
-                return
+        found = _chosen(problem, rng)
+        scheme = None if found is None else exact_invariant(problem, *found, rng, clock)
+        if scheme is not None:
+            yield scheme
+            return
         if clock.expired():
             return
+
+
+def _chosen(problem: Problem, rng: np.random.Generator) -> tuple[Action, list[OrbitType]] | None:
+    """A random group and random orbit types for the problem's rank; None where they do not fit."""
+    group = drawn(problem.shape, _orders(problem.shape, problem.rank), rng)
+    kinds = None if group is None else structure(group, problem.rank, rng)
+    return None if group is None or kinds is None else (group, kinds)
 
 
 def _starts(problem: Problem) -> int:
@@ -165,17 +167,17 @@ def _starts(problem: Problem) -> int:
 
 
 def _approximate(problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
-    shape, rank, lam = problem.shape, problem.rank, problem.lam
-    cell = pool.cell(shape, rank)
+    shape, lam = problem.shape, problem.lam
+    cell = pool.cell(shape, problem.rank)
     known = cell[0].cost * problem.volume if cell else np.inf
     best: tuple[float, Action, Representatives, Floats] | None = None
     for _ in range(_starts(problem)):
         if best is not None and clock.expired():
             break
-        group = drawn(shape, _orders(shape, rank), rng)
-        kinds = None if group is None else structure(group, rank, rng)
-        if group is None or kinds is None:
+        found = _chosen(problem, rng)
+        if found is None:
             continue
+        group, kinds = found
         frame = Representatives(group, kinds)
         bound = _HOPELESS * min(known, np.inf if best is None else best[0])
         x, value = _fallen(frame, lam, bound, rng, clock)

@@ -25,7 +25,17 @@ from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import Action, OrbitType, action, form, orbit_types
 from stl_search.transform import kron, to_ring
 
-__all__ = ["Orbit", "choose_orbits", "factored", "polished", "randomly", "reordered", "solve_invariant", "walked"]
+__all__ = [
+    "Orbit",
+    "choose_orbits",
+    "exact_invariant",
+    "factored",
+    "polished",
+    "randomly",
+    "reordered",
+    "solve_invariant",
+    "walked",
+]
 
 Ints = npt.NDArray[Any]
 Factoring = tuple[Action, Action, tuple[Ints, Ints, Ints]]
@@ -78,6 +88,16 @@ def solve_invariant(
         stop=clock.expired,
     )
     return frame.batch(x), f
+
+
+def exact_invariant(
+    problem: Problem, group: Action, kinds: list[OrbitType], rng: np.random.Generator, clock: Clock
+) -> Scheme | None:
+    """The exact scheme over the problem's ring that one start leads to; None where it leads to none."""
+    batch, f = solve_invariant(group, kinds, rng, clock)
+    if f > 1e-18 or clock.expired():
+        return None
+    return discrete(decompose.scheme_of(problem.shape, batch), problem.ring, rng, clock, 25)
 
 
 def _constructible(problem: Problem) -> bool:
@@ -141,12 +161,10 @@ class Orbit:
             kinds = choose_orbits(group, problem.rank, rng)
             if kinds is None or clock.expired():
                 return
-            batch, f = solve_invariant(group, kinds, rng, clock)
-            if f < 1e-18 and not clock.expired():
-                found = discrete(decompose.scheme_of(problem.shape, batch), problem.ring, rng, clock, 25)
-                if found is not None:
-                    yield found
-                    return
+            found = exact_invariant(problem, group, kinds, rng, clock)
+            if found is not None:
+                yield found
+                return
 
     def _approximate(
         self, problem: Problem, name: str, pool: Pool, rng: np.random.Generator, clock: Clock
