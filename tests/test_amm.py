@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,12 @@ def shipped_or_made() -> list[Any]:
 
 
 def scheme_of(what: Any) -> Scheme:
-    return what if isinstance(what, Scheme) else store.scheme_of(what)
+    return what if isinstance(what, Scheme) else shipped(what.path)
+
+
+@cache
+def shipped(path: Path) -> Scheme:
+    return store.load(str(path))
 
 
 def gaussian(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -104,14 +110,23 @@ def measured(scheme: Scheme, plan: Plan, size: int = 240, trials: int = 4) -> tu
     storage = "bf16" if plan.dtype == "fp8_e4m3" else plan.dtype
     total, ratio = 0.0, 0.0
     for seed in range(trials):
-        a = gaussian((m, k), torch_dtype(storage, plan.complex), 2 * seed)
-        b = gaussian((k, n), torch_dtype(storage, plan.complex), 2 * seed + 1)
-        c = amm(a, b, plan)
-        wide = torch_dtype("fp64", plan.complex)
-        exact = a.to(wide) @ b.to(wide)
-        total += float((c.to(wide) - exact).norm() / exact.norm()) ** 2
-        ratio = max(ratio, float(a.to(wide).norm() * b.to(wide).norm() / exact.norm()))
+        a, b, exact, norm, larger = operands((m, k, n), torch_dtype(storage, plan.complex), seed)
+        total += float((amm(a, b, plan).to(exact.dtype) - exact).norm() / norm) ** 2
+        ratio = max(ratio, larger)
     return math.sqrt(total / trials), ratio
+
+
+@cache
+def operands(
+    shape: tuple[int, int, int], dtype: torch.dtype, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float, float]:
+    """Gaussian A and B, A B in double precision, its norm, and |A| |B| / |A B|."""
+    m, k, n = shape
+    a, b = gaussian((m, k), dtype, 2 * seed), gaussian((k, n), dtype, 2 * seed + 1)
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    exact = a.to(wide) @ b.to(wide)
+    norm = float(exact.norm())
+    return a, b, exact, norm, float(a.to(wide).norm() * b.to(wide).norm()) / norm
 
 
 @pytest.mark.parametrize("dtype", ["fp8_e4m3", "bf16", "fp16", "fp32", "fp64"])

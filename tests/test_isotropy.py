@@ -50,7 +50,7 @@ def test_long_orbits_have_as_many_terms_as_the_order(shape: Shape, order: int) -
     found = groups(shape, order)
     assert found
     for group in found:
-        frame = Representatives(group, [long_orbit(group)])
+        frame = Representatives(group.shape, [long_orbit(group)])
         factors = frame.factors(np.random.default_rng(0).standard_normal(frame.size))
         terms = [np.einsum("i,j,k->ijk", *term).ravel() for term in zip(*factors, strict=True)]
         assert len(terms) == order
@@ -77,7 +77,7 @@ def test_structures_are_invariant_and_have_the_rank(shape: Shape, rank: int) -> 
             continue
         assert sum(kind.size for kind in kinds) == rank
         seen.add(len({kind.size for kind in kinds}))
-        frame = Representatives(group, kinds)
+        frame = Representatives(group.shape, kinds)
         batch = frame.batch(rng.standard_normal(frame.size))
         if long_orbit(group).size <= 4:
             assert recognised(group, decompose.scheme_of(shape, batch)) is not None

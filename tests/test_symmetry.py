@@ -265,7 +265,7 @@ def test_an_invariant_solution_stays_invariant() -> None:
     group = action("cyclic", (2, 2, 2))
     rng = np.random.default_rng(2)
     kinds = [k for k in orbit_types(group) if k.size == 3] * 2 + [k for k in orbit_types(group) if k.size == 1]
-    solved = [solve_invariant(group, kinds, rng, Clock(None)) for _ in range(6)]
+    solved = [solve_invariant(group.shape, kinds, rng, Clock(None)) for _ in range(6)]
     batch, f = min(solved, key=lambda x: x[1])
     assert f < 1e-18
     factors = tuple(x[0] for x in batch)

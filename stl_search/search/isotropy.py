@@ -7,7 +7,7 @@ schemes where others do not: most of all groups of order 4 on <4,4,4>, whose ter
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -25,8 +25,10 @@ from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetric import chained
 from stl_search.search.symmetry import Action, Element, OrbitType, generated, linear, long_orbit, orbit_types
 
-__all__ = ["Isotropy", "drawn", "structure"]
+__all__ = ["Isotropy", "best_of", "drawn", "fallen", "followed", "structure"]
 
+Choice = tuple[Action | None, list[OrbitType]]
+Start = Callable[[Representatives, float, float, np.random.Generator, Clock], tuple[Floats, float]]
 Signed = tuple[tuple[int, ...], tuple[int, ...]]  # rows and signs of a signed permutation: e_i -> sign_i e_(row_i)
 _ORDERS = {2: 1.0, 3: 1.0, 4: 4.0, 6: 0.5, 8: 1.5}  # of groups up to sign, and how often each is drawn
 _LARGEST = 1000  # unknowns of the representatives: a step takes a hundredth of a second
@@ -56,7 +58,12 @@ class Isotropy:
         return float(bool(_orders(problem.shape, problem.rank)) and min(problem.shape) > 1)
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
-        yield from (_exact if problem.exact else _approximate)(problem, pool, rng, clock)
+        if problem.exact:
+            yield from _exact(problem, rng, clock)
+        else:
+            yield from best_of(
+                problem, pool, (_chosen(problem, rng) for _ in range(_starts(problem))), fallen, rng, clock
+            )
 
 
 def drawn(shape: Shape, orders: dict[int, float], rng: np.random.Generator) -> Action | None:
@@ -144,10 +151,10 @@ def _orders(shape: Shape, rank: int) -> dict[int, float]:
     return {order: _ORDERS[order] for order in possible if order <= rank and size <= _LARGEST * order}
 
 
-def _exact(problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
+def _exact(problem: Problem, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
     for _ in range(_starts(problem)):
         found = _chosen(problem, rng)
-        scheme = None if found is None else exact_invariant(problem, *found, rng, clock)
+        scheme = None if found is None else exact_invariant(problem, found[1], rng, clock)
         if scheme is not None:
             yield scheme
             return
@@ -155,7 +162,7 @@ def _exact(problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock)
             return
 
 
-def _chosen(problem: Problem, rng: np.random.Generator) -> tuple[Action, list[OrbitType]] | None:
+def _chosen(problem: Problem, rng: np.random.Generator) -> Choice | None:
     """A random group and random orbit types for the problem's rank; None where they do not fit."""
     group = drawn(problem.shape, _orders(problem.shape, problem.rank), rng)
     kinds = None if group is None else structure(group, problem.rank, rng)
@@ -166,28 +173,33 @@ def _starts(problem: Problem) -> int:
     return max(2, min(20, 4 * _WORK // variables(problem.shape, problem.rank)))
 
 
-def _approximate(problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
+def best_of(
+    problem: Problem, pool: Pool, choices: Iterable[Choice | None], start: Start, rng: np.random.Generator, clock: Clock
+) -> Iterator[Scheme]:
+    """The best of a start for each choice, its last digits, and what it becomes when its symmetry is let go.
+
+    Where a choice names its group and that is small, the best is first changed orbit by orbit.
+    """
     shape, lam = problem.shape, problem.lam
     cell = pool.cell(shape, problem.rank)
     known = cell[0].cost * problem.volume if cell else np.inf
-    best: tuple[float, Action, Representatives, Floats] | None = None
-    for _ in range(_starts(problem)):
+    best: tuple[float, Action | None, Representatives, Floats] | None = None
+    for choice in choices:
         if best is not None and clock.expired():
             break
-        found = _chosen(problem, rng)
-        if found is None:
+        if choice is None:
             continue
-        group, kinds = found
-        frame = Representatives(group, kinds)
+        group, kinds = choice
+        frame = Representatives(shape, kinds)
         bound = _HOPELESS * min(known, np.inf if best is None else best[0])
-        x, value = _fallen(frame, lam, bound, rng, clock)
+        x, value = start(frame, lam, bound, rng, clock)
         if best is None or value < best[0]:
             best = value, group, frame, x
     if best is None:
         return
     value, group, frame, x = best
     worth = value < _WORTH * known and not clock.expired()
-    if worth and long_orbit(group).size <= _SHORT:
+    if worth and group is not None and long_orbit(group).size <= _SHORT:
         changed = chained(problem, group, frame.orbits(x), rng, clock)
         if changed is not None and changed[0].measure(changed[1], lam) < value:
             frame, x = changed
@@ -201,7 +213,7 @@ def _approximate(problem: Problem, pool: Pool, rng: np.random.Generator, clock: 
     yield settled(shape, lam, (u[None], v[None], w[None]), first, 60, 0.0, 1e-1, clock)
 
 
-def _fallen(
+def fallen(
     frame: Representatives, lam: float, bound: float, rng: np.random.Generator, clock: Clock
 ) -> tuple[Floats, float]:
     """(x, F) of a random start: at a first weight with a fading ridge, then, below ``bound``, on to the asked one."""
@@ -212,9 +224,15 @@ def _fallen(
         tolerance=_TOLERANCE, stop=clock.expired,
     )  # fmt: skip
     if value < bound:
-        for weight in _weights(first, lam):
-            x, _ = frame.solved(x, weight, 60, 1e-3, tolerance=_TOLERANCE, stop=clock.expired)
+        x = followed(frame, x, first, lam, clock)
     return x, frame.measure(x, lam)
+
+
+def followed(frame: Representatives, x: Floats, first: float, lam: float, clock: Clock) -> Floats:
+    """The optimum at the asked weight that one at a first weight leads to."""
+    for weight in _weights(first, lam):
+        x, _ = frame.solved(x, weight, 60, 1e-3, tolerance=_TOLERANCE, stop=clock.expired)
+    return x
 
 
 def _weights(first: float, lam: float) -> list[float]:

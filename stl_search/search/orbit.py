@@ -72,10 +72,10 @@ def choose_orbits(group: Action, rank: int, rng: np.random.Generator) -> list[Or
 
 
 def solve_invariant(
-    group: Action, kinds: list[OrbitType], rng: np.random.Generator, clock: Clock
+    shape: Shape, kinds: list[OrbitType], rng: np.random.Generator, clock: Clock
 ) -> tuple[decompose.Batch, float]:
     """One start in the invariant subspace: (batch of one, F) by Levenberg-Marquardt with a fading ridge."""
-    frame = Representatives(group, kinds)
+    frame = Representatives(shape, kinds)
     ridge = float(rng.choice([1e-2, 2e-2]))
     steps = 250
     x, f = frame.solved(
@@ -90,11 +90,9 @@ def solve_invariant(
     return frame.batch(x), f
 
 
-def exact_invariant(
-    problem: Problem, group: Action, kinds: list[OrbitType], rng: np.random.Generator, clock: Clock
-) -> Scheme | None:
+def exact_invariant(problem: Problem, kinds: list[OrbitType], rng: np.random.Generator, clock: Clock) -> Scheme | None:
     """The exact scheme over the problem's ring that one start leads to; None where it leads to none."""
-    batch, f = solve_invariant(group, kinds, rng, clock)
+    batch, f = solve_invariant(problem.shape, kinds, rng, clock)
     if f > 1e-18 or clock.expired():
         return None
     return discrete(decompose.scheme_of(problem.shape, batch), problem.ring, rng, clock, 25)
@@ -161,7 +159,7 @@ class Orbit:
             kinds = choose_orbits(group, problem.rank, rng)
             if kinds is None or clock.expired():
                 return
-            found = exact_invariant(problem, group, kinds, rng, clock)
+            found = exact_invariant(problem, kinds, rng, clock)
             if found is not None:
                 yield found
                 return

@@ -13,9 +13,9 @@ import numpy as np
 
 from stl_search import decompose
 from stl_search.decompose import Batch, Floats
-from stl_search.scheme import matmul_tensor
+from stl_search.scheme import Shape, matmul_tensor
 from stl_search.search.invariant import Orbits
-from stl_search.search.symmetry import Action, OrbitType
+from stl_search.search.symmetry import OrbitType
 
 __all__ = ["Representatives"]
 
@@ -26,12 +26,12 @@ class Representatives:
     ``F(x) = |T - S|^2 + lam sum_q |u_q|^2 |v_q|^2 |w_q|^2`` over the terms of all orbits, T the matmul tensor.
     """
 
-    def __init__(self, group: Action, kinds: Sequence[OrbitType]) -> None:
-        self.group = group
+    def __init__(self, shape: Shape, kinds: Sequence[OrbitType]) -> None:
+        self.shape = shape
         self.kinds = tuple(sorted(kinds, key=lambda kind: kind.key))
-        m, k, n = group.shape
+        m, k, n = shape
         self._sides = (m * k, k * n, m * n)
-        self._tensor = matmul_tensor(group.shape).astype(float)
+        self._tensor = matmul_tensor(shape).astype(float)
         self._blocks: list[_Block] = []
         x = term = 0
         for kind in dict.fromkeys(self.kinds):
@@ -109,7 +109,7 @@ class Representatives:
                 view = place.reshape(own.count, own.width, b.count, b.width)
                 np.multiply(part.transpose(0, 2, 1, 3), own.kind.size, out=view)
                 at += own.count
-        m, k, n = self.group.shape
+        m, k, n = self.shape
         a, c, e = heads[0].reshape(-1, m, k), heads[1].reshape(-1, k, n), heads[2].reshape(-1, m, n)
         towards = [e @ c.transpose(0, 2, 1), a.transpose(0, 2, 1) @ e, a @ c]
         flat = np.concatenate(

@@ -30,6 +30,7 @@ _MODULES = (
     "mirror",
     "symmetric",
     "isotropy",
+    "twisted",
     "batch",
     "cheap",
 )

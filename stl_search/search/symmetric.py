@@ -92,7 +92,7 @@ class Symmetric:
             kinds = choose_orbits(group, problem.rank, rng)
             if kinds is None or (best is not None and clock.expired()):
                 break
-            frame = Representatives(group, kinds)
+            frame = Representatives(group.shape, kinds)
             x = _SCALE * rng.standard_normal(frame.size)
             ridge = float(10 ** rng.uniform(-2.5, -1.5))
             x, value = _tightened(frame, x, _FRESH, _FRESH, 200, ridge, 1.0, clock)
@@ -115,7 +115,7 @@ def chained(
         trial = changed(group, here, problem.rank, lam, rng)
         if trial is None or (best is not None and clock.expired()):
             break
-        frame = Representatives(group, trial.kinds)
+        frame = Representatives(group.shape, trial.kinds)
         first, ridge = lam * 10 ** float(rng.uniform(-3.5, 0)), float(rng.choice([0.0, 1e-3, 1e-2]))
         x, new = _tightened(
             frame, np.concatenate(trial.points), lam, first, 100, ridge, float(rng.choice([1e-2, 1.0])), clock
