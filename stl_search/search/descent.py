@@ -35,7 +35,7 @@ _RISE = 1.5  # of that weight with each term left out
 
 
 class Descent:
-    """From random starts where these are quick, exact schemes over ZT of the pool, or approximate ones above."""
+    """From random starts where these are quick, exact schemes of the pool, or approximate ones above."""
 
     name = "descent"
     on_request = True
@@ -101,9 +101,9 @@ def _random(shape: Shape, rank: int) -> bool:
 
 
 def _exact(pool: Pool, shape: Shape) -> list[Scheme]:
-    """Schemes over ZT of the pool, the lowest rank alone."""
+    """Schemes of the pool that are exact over the rationals, the lowest rank alone."""
     for rank in pool.ranks(shape):
-        found = [e.scheme for e in pool.cell(shape, rank) if e.scheme.ring.name == "ZT"]
+        found = [e.scheme for e in pool.cell(shape, rank) if e.scheme.ring.exact and not e.scheme.ring.characteristic]
         if found:
             return found
     return []
@@ -140,7 +140,9 @@ def _start(problem: Problem, pool: Pool, weight: float, rng: np.random.Generator
 
 
 def _moved(scheme: Scheme, rng: np.random.Generator) -> Scheme:
-    """Another exact scheme of that rank, or of a lower one, some flips away."""
+    """Another exact scheme of that rank, or of a lower one, some flips away; the same where flips do not apply."""
+    if scheme.ring.name != "ZT":
+        return scheme
     from stl_search.search.flips_ternary import TernaryWalk
 
     walk = TernaryWalk(scheme, rng)
