@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stl_search import decompose
-from stl_search.scheme import Shape, matmul_tensor
+from stl_search.scheme import Scheme, Shape, matmul_tensor
 from stl_search.search import twisted
 from stl_search.search.numeric import discrete
 from stl_search.search.problem import Pool, Problem
@@ -39,6 +39,10 @@ def terms(kinds: list[OrbitType], shape: Shape, seed: int = 0) -> np.ndarray:
     frame = Representatives(shape, kinds)
     u, v, w = frame.factors(np.random.default_rng(seed).standard_normal(frame.size))
     return np.einsum("ri,rj,rk->rijk", u, v, w).reshape(frame.rank, -1)
+
+
+def nonzeros(scheme: Scheme) -> int:
+    return sum(int(np.count_nonzero(f)) for f in scheme.factors)
 
 
 @pytest.mark.parametrize("side", [2, 3, 4, 5])
@@ -121,10 +125,12 @@ def test_rank_48_over_the_rationals() -> None:
     rng = np.random.default_rng(0)
     solved = next((s for s in (twisted._solved(frame, rng, Clock(None)) for _ in range(80)) if s is not None), None)
     assert solved is not None
-    scheme = discrete(solved, "Q", rng, Clock(None), 25)
-    assert scheme is not None
-    assert scheme.rank == 48
-    assert first_failure(scheme) is None
+    first, simple = discrete(solved, "Q", rng, Clock(None), 25), twisted.simplest(solved, "Q", rng, Clock(None))
+    assert first is not None
+    assert simple is not None
+    assert first.rank == simple.rank == 48
+    assert first_failure(simple) is None
+    assert nonzeros(simple) <= nonzeros(first)
 
 
 def test_exact_jobs_yield_what_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:

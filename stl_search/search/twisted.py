@@ -34,7 +34,7 @@ from stl_search.search.representatives import Representatives
 from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import Element, OrbitType, linear
 
-__all__ = ["Isotropies", "SignedPermutations", "Twisted", "drawn", "long_orbit", "short_orbit", "structure"]
+__all__ = ["Isotropies", "SignedPermutations", "Twisted", "drawn", "long_orbit", "short_orbit", "simplest", "structure"]
 
 Ints = npt.NDArray[Any]
 Triple = tuple[int, int, int]  # of signed permutations, one a side, by their numbers
@@ -51,6 +51,8 @@ _GROUPS = 5  # of a job
 _WEIGHT = 1e-5  # of the noise gain, at gentle starts
 _PROMISING = 1e-3  # F / mkn at that weight up to which a start may be exact: a noise gain of 100
 _STEPS = 150
+_ROUNDINGS = 40  # of a find, a tenth of a second each
+_BASES = 25  # that one rounding tries
 _LIKE_ISOTROPY = 0.5  # how many starts over R are, at a first weight that lets coefficients grow
 
 
@@ -77,10 +79,11 @@ class Twisted:
             return
         for kinds in choices:
             found = _solved(Representatives(problem.shape, kinds), rng, clock)
-            scheme = None if found is None else discrete(found, problem.ring, rng, clock, 25)
-            if scheme is not None:
-                yield scheme
-                return
+            if found is not None:
+                scheme = simplest(found, problem.ring, rng, clock)
+                if scheme is not None:
+                    yield scheme
+                    return
             if clock.expired():
                 return
 
@@ -92,6 +95,25 @@ def _solved(frame: Representatives, rng: np.random.Generator, clock: Clock) -> S
         return None
     x, value = frame.solved(x, 0.0, 100, 1e-4, goal=1e-22, tolerance=1e-5, stop=clock.expired)
     return None if value > 1e-18 else decompose.scheme_of(frame.shape, frame.batch(x))
+
+
+def simplest(scheme: Scheme, ring: str, rng: np.random.Generator, clock: Clock) -> Scheme | None:
+    """Of some exact schemes over the ring that a float one is made into the one with the fewest non-zeros, or None.
+
+    Each begins in another basis, by lines of the factors drawn at random.
+    """
+    best: tuple[int, Scheme] | None = None
+    for _ in range(_ROUNDINGS):
+        found = discrete(scheme, ring, rng, clock, _BASES)
+        if found is not None:
+            count = sum(int(np.count_nonzero(f)) for f in found.factors)
+            if best is None or count < best[0]:
+                best = count, found
+        elif best is None:
+            return None
+        if clock.expired():
+            break
+    return None if best is None else best[1]
 
 
 def _fallen(
