@@ -51,7 +51,7 @@ _GROUPS = 5  # of a job
 _WEIGHT = 1e-5  # of the noise gain, at gentle starts
 _PROMISING = 1e-3  # F / mkn at that weight up to which a start may be exact: a noise gain of 100
 _STEPS = 150
-_ROUNDINGS = 40  # of a find, a tenth of a second each
+_ROUNDINGS = 24  # of a find, a tenth of a second each
 _BASES = 25  # that one rounding tries
 _LIKE_ISOTROPY = 0.5  # how many starts over R are, at a first weight that lets coefficients grow
 
@@ -93,7 +93,7 @@ def _solved(frame: Representatives, rng: np.random.Generator, clock: Clock) -> S
     x, value = _gentle(frame, rng, clock)
     if value > _PROMISING * math.prod(frame.shape) or clock.expired():
         return None
-    x, value = frame.solved(x, 0.0, 100, 1e-4, goal=1e-22, tolerance=1e-5, stop=clock.expired)
+    x, value = frame.solved(x, 0.0, 100, 1e-6, goal=1e-26, tolerance=1e-9, stop=clock.expired)
     return None if value > 1e-18 else decompose.scheme_of(frame.shape, frame.batch(x))
 
 
