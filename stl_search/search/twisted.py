@@ -51,8 +51,7 @@ _GROUPS = 5  # of a job
 _WEIGHT = 1e-5  # of the noise gain, at gentle starts
 _PROMISING = 1e-3  # F / mkn at that weight up to which a start may be exact: a noise gain of 100
 _STEPS = 150
-_ROUNDINGS = 24  # of a find, a tenth of a second each
-_BASES = 25  # that one rounding tries
+_ROUNDINGS = 24  # of a find, a tenth of a second to a second each
 _LIKE_ISOTROPY = 0.5  # how many starts over R are, at a first weight that lets coefficients grow
 
 
@@ -104,13 +103,11 @@ def simplest(scheme: Scheme, ring: str, rng: np.random.Generator, clock: Clock) 
     """
     best: tuple[int, Scheme] | None = None
     for _ in range(_ROUNDINGS):
-        found = discrete(scheme, ring, rng, clock, _BASES)
+        found = discrete(scheme, ring, rng, clock, 1)
         if found is not None:
             count = sum(int(np.count_nonzero(f)) for f in found.factors)
             if best is None or count < best[0]:
                 best = count, found
-        elif best is None:
-            return None
         if clock.expired():
             break
     return None if best is None else best[1]
