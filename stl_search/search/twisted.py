@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property, lru_cache
 from itertools import permutations, product
 from typing import Any
@@ -51,7 +52,8 @@ _GROUPS = 5  # of a job
 _WEIGHT = 1e-5  # of the noise gain, at gentle starts
 _PROMISING = 1e-3  # F / mkn at that weight up to which a start may be exact: a noise gain of 100
 _STEPS = 150
-_ROUNDINGS = 24  # of a find, a tenth of a second to a second each
+_BASES = 25  # tried until a find is rounded
+_ROUNDINGS = 24  # of a simple find, a tenth of a second each
 _LIKE_ISOTROPY = 0.5  # how many starts over R are, at a first weight that lets coefficients grow
 
 
@@ -92,25 +94,32 @@ def _solved(frame: Representatives, rng: np.random.Generator, clock: Clock) -> S
     x, value = _gentle(frame, rng, clock)
     if value > _PROMISING * math.prod(frame.shape) or clock.expired():
         return None
+    for weight in (_WEIGHT, 1e-7, 1e-9, 1e-11):  # to the least noise gain: there the coefficients are the simplest
+        x, _ = frame.solved(x, weight, 100, 1e-4, tolerance=1e-9, stop=clock.expired)
     x, value = frame.solved(x, 0.0, 100, 1e-6, goal=1e-26, tolerance=1e-9, stop=clock.expired)
     return None if value > 1e-18 else decompose.scheme_of(frame.shape, frame.batch(x))
 
 
 def simplest(scheme: Scheme, ring: str, rng: np.random.Generator, clock: Clock) -> Scheme | None:
-    """Of some exact schemes over the ring that a float one is made into the one with the fewest non-zeros, or None.
+    """An exact scheme over the ring that a float one is made into, or None; where it is simple, the sparsest of some.
 
-    Each begins in another basis, by lines of the factors drawn at random.
+    Each begins in another basis, by lines of the factors drawn at random. Schemes that have other fractions than those
+    of powers of two take many seconds to round: of them the first one is taken.
     """
-    best: tuple[int, Scheme] | None = None
-    for _ in range(_ROUNDINGS):
-        found = discrete(scheme, ring, rng, clock, 1)
-        if found is not None:
-            count = sum(int(np.count_nonzero(f)) for f in found.factors)
-            if best is None or count < best[0]:
-                best = count, found
-        if clock.expired():
-            break
-    return None if best is None else best[1]
+    found = discrete(scheme, ring, rng, clock, _BASES)
+    if found is None or not _dyadic(found):
+        return found
+    more = [discrete(scheme, ring, rng, clock, 1) for _ in range(_ROUNDINGS)]
+    return min((one for one in [found, *more] if one is not None), key=_nonzeros)
+
+
+def _dyadic(scheme: Scheme) -> bool:
+    fractions = (Fraction(x) for f in scheme.factors for x in f.ravel().tolist())
+    return all(x.denominator & (x.denominator - 1) == 0 for x in fractions)
+
+
+def _nonzeros(scheme: Scheme) -> int:
+    return sum(int(np.count_nonzero(f)) for f in scheme.factors)
 
 
 def _fallen(
