@@ -148,6 +148,8 @@ def test_what_it_serves() -> None:
         assert not strategy.weight(problem, Pool(problem))
     for problem in (Problem((4, 4, 4), 48, ring="Q"), Problem((4, 4, 4), 49, ring="ZT", strategies=("twisted",))):
         assert strategy.weight(problem, Pool(problem))
+    rational, integral = Problem((4, 4, 4), 48, ring="Q"), Problem((4, 4, 4), 49, ring="Q")
+    assert strategy.weight(rational, Pool(rational)) > strategy.weight(integral, Pool(integral)) > 0
     assert set(twisted._orders((4, 4, 4), 48)) == {6, 8, 12, 16, 32}
     assert set(twisted._orders((3, 3, 3), 23)) == {6, 8, 12}
 

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-from stl_search import decompose
+from stl_search import decompose, known
 from stl_search.decompose import Floats
 from stl_search.scheme import Scheme, Shape
 from stl_search.search import isotropy
@@ -43,6 +43,7 @@ Triple = tuple[int, int, int]  # of signed permutations, one a side, by their nu
 _ORDERS = {6: 0.5, 8: 2.0, 12: 0.5, 16: 4.0, 32: 1.0}  # of groups, and how often each is drawn
 _SIDES = (3, 5)  # on sides of 2 only groups of order 4 are faithful, and those of 6 have 23040 signed permutations
 _LARGEST = 1000  # unknowns
+_WHERE_FLIPS_FAIL = 300.0  # weight below the best rank known over Z, as much as flip graphs have
 _DRAWS = 20  # attempts at one group
 _MEETINGS = 60  # attempts to find a generator that normalises a group, and what each tries of one kind
 _PICKS = 20
@@ -71,7 +72,10 @@ class Twisted:
             return 0.0
         if problem.exact and problem.ring != "Q" and self.name not in problem.strategies:
             return 0.0  # what it finds has fractions more often than not
-        return float(bool(_orders(problem.shape, problem.rank)))
+        if not _orders(problem.shape, problem.rank):
+            return 0.0
+        integral = known.rank(problem.shape, "Z") if problem.exact else None
+        return _WHERE_FLIPS_FAIL if integral is not None and problem.rank < integral.rank else 1.0
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
         choices = _choices(problem, rng)
