@@ -36,7 +36,7 @@ def tables() -> str:
         cells = []
         for share in KEPT:
             rank = max((r for r in best if r <= share * math.prod(shape)), default=0)
-            cells.append(f"{best[rank]:.4f} (r = {rank})" if rank else "-")
+            cells.append(f"{best[rank]:{'.4f' if best[rank] > 0.001 else '.1e'}} (r = {rank})" if rank else "-")
         last = max(best)
         cells.append(f"{best[last]:.2g} (r = {last})")
         rows.append(f"| <{','.join(map(str, shape))}> | {min(best)}-{last} | {' | '.join(cells)} |")
