@@ -125,7 +125,8 @@ def test_rank_48_over_the_rationals() -> None:
     rng = np.random.default_rng(0)
     solved = next((s for s in (twisted._solved(frame, rng, Clock(None)) for _ in range(80)) if s is not None), None)
     assert solved is not None
-    first, simple = discrete(solved, "Q", rng, Clock(None), 25), twisted.simplest(solved, "Q", rng, Clock(None))
+    first = discrete(solved, "Q", np.random.default_rng(1), Clock(None), 25)
+    simple = twisted.simplest(solved, "Q", np.random.default_rng(1), Clock(None))  # begins with the same one
     assert first is not None
     assert simple is not None
     assert first.rank == simple.rank == 48

@@ -4,10 +4,9 @@ An isotropy (X, Y, Z) acts by u -> X u Y^T, v -> Y v Z^T, w -> X w Z^T. The grou
 generators, which seldom generate a large group. Here a group is built up: each new generator normalises what is there,
 so that it grows by a prime factor at a time, up to order 32. Rows, inner indices and columns carry the same abstract
 group, each by another representation. A scheme of a few orbits has about a hundred unknowns, and a start takes a tenth
-of a second: enough of them can be made to meet the one group in thousands, and the one start in forty, that lead to
-<4,4,4> of rank 48 over Q. That the scheme of that rank in arXiv 2506.13131 has a large 2-group of symmetries was known
-(A. Conner's computations, github.com/adconner/mmsymmetry); of the groups met here, those of order 16 do it with long
-orbits alone.
+of a second: enough of them can be made to meet the one in a thousand that leads to <4,4,4> of rank 48 over Q. That the
+scheme of that rank in arXiv 2506.13131 has a large 2-group of symmetries was known (A. Conner's computations,
+github.com/adconner/mmsymmetry); of the groups met here, some of order 8 and 16 do it with long orbits alone.
 """
 
 from __future__ import annotations
@@ -129,7 +128,7 @@ def _nonzeros(scheme: Scheme) -> int:
 def _fallen(
     frame: Representatives, lam: float, bound: float, rng: np.random.Generator, clock: Clock
 ) -> tuple[Floats, float]:
-    """(x, F) of a random start: as those of ``isotropy``, or a gentle one, which are met by border schemes less."""
+    """(x, F) of a random start: as those of ``isotropy``, or a gentle one, which ends at border schemes less often."""
     if rng.random() < _LIKE_ISOTROPY:
         return isotropy.fallen(frame, lam, bound, rng, clock)
     x, value = _gentle(frame, rng, clock)
@@ -166,12 +165,14 @@ class SignedPermutations:
         digits = (2 * side) ** np.arange(side)
         codes = (2 * p + (s < 0)) @ digits
         order = np.argsort(codes)
-        places, sign = p[:, p], s[None] * s[:, p]  # of a b: e_i -> e_(p_a(p_b(i)))
-        sign = sign * sign[:, :, :1]
-        table = order[np.searchsorted(codes[order], (2 * places + (sign < 0)) @ digits)]
+        table = np.empty((len(p), len(p)), dtype=np.int16)
+        for a in range(len(p)):
+            sign = s * s[a][p]  # of a b: e_i -> e_(p_a(p_b(i)))
+            negative = sign != sign[:, :1]
+            table[a] = order[np.searchsorted(codes[order], (2 * p[a][p] + negative) @ digits)]
         matrices = np.zeros((len(p), side, side))
         matrices[np.arange(len(p))[:, None], p, np.arange(side)] = s
-        return SignedPermutations(matrices, table.astype(np.int16), np.argmin(table, axis=1))
+        return SignedPermutations(matrices, table, np.argmin(table, axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,7 +363,7 @@ def _normalising(
 @lru_cache(maxsize=64)
 def _orders(shape: Shape, rank: int) -> dict[int, float]:
     """The orders to choose from: those that divide the number of signed permutations of all sides."""
-    counts = [len(SignedPermutations.of(side).inverse) for side in shape]
+    counts = [2 ** (side - 1) * math.factorial(side) for side in shape]
     size = variables(shape, rank)
     return {
         order: often
