@@ -45,7 +45,7 @@ def catalog_products(starts: str) -> Callable[[int], Scheme]:
     """The exact schemes of <d,d,d> for matrix blocks: from ``starts`` (none, shipped, catalog), or composed of these.
 
     >>> [catalog_products("shipped")(size).rank for size in (2, 3, 4, 6)], catalog_products("none")(3).rank
-    ([7, 23, 49, 161], 27)
+    ([7, 23, 48, 161], 27)
     """
     if starts not in STARTS:
         raise UsageError(f"unknown starts {starts!r}; known: {', '.join(STARTS)}")
