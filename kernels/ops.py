@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import library
 
 from stl_search.kernels import gpu, gpu_multiply, reference, tuning
 from stl_search.kernels.plan import dtype_name
@@ -27,7 +28,7 @@ _GPU_DTYPES = {torch.bfloat16, torch.float16, torch.float32}
 # -- encode and decode, adjoint to each other --------------------------------------------------------------------------
 
 
-@torch.library.custom_op("stl_search::encode", mutates_args=())
+@library.custom_op("stl_search::encode", mutates_args=())
 def encode(x: Tensor, coefficients: Tensor, layout: str, dtype: torch.dtype) -> Tensor:
     """x: (..., M, K), coefficients: (r, m, k) -> (r, ..., ceil(M/m), ceil(K/k)) in ``dtype``, contiguous.
 
@@ -51,7 +52,7 @@ def _(x: Tensor, coefficients: Tensor, layout: str, dtype: torch.dtype) -> Tenso
     return x.new_empty(shape, dtype=dtype)
 
 
-@torch.library.custom_op("stl_search::decode", mutates_args=())
+@library.custom_op("stl_search::decode", mutates_args=())
 def decode(p: Tensor, coefficients: Tensor, rows: int, cols: int, layout: str, dtype: torch.dtype) -> Tensor:
     """p: (r, ..., M', N'), coefficients: (r, m, n) -> (..., rows, cols) in ``dtype``, contiguous.
 
@@ -125,7 +126,7 @@ decode.register_autograd(_decode_backward, setup_context=_decode_context)
 # -- product -----------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("stl_search::product", mutates_args=())
+@library.custom_op("stl_search::product", mutates_args=())
 def product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     """a: (r, ..., M', K'), b: (r, ..., K', N') -> (r, ..., M', N') in ``dtype``: a[q] @ b[q], batches broadcast.
 
@@ -175,7 +176,7 @@ product.register_autograd(_product_backward, setup_context=_product_context)
 # -- the whole ---------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("stl_search::amm", mutates_args=())
+@library.custom_op("stl_search::amm", mutates_args=())
 def amm(
     a: Tensor,
     b: Tensor,
@@ -266,11 +267,14 @@ amm.register_autograd(_amm_backward, setup_context=_amm_context)
 # -- autocast ----------------------------------------------------------------------------------------------------------
 
 
+_LIBRARY = library.Library("stl_search", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
 def _narrowed(x: Tensor, kind: torch.dtype) -> Tensor:
     return x.to(kind) if x.dtype == torch.float32 else x
 
 
-def _register_autocast(library: torch.library.Library, device: str, key: str) -> None:
+def _register_autocast(device: str, key: str) -> None:
     """As torch.matmul: float32 operands become the autocast dtype. The factors of ``amm`` stay as they are."""
 
     def product_cast(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
@@ -296,14 +300,13 @@ def _register_autocast(library: torch.library.Library, device: str, key: str) ->
             c: Tensor = amm(_narrowed(a, kind), _narrowed(b, kind), u, v, w, layout, stored, products, dtype)
         return c
 
-    implement: Any = library.impl
+    implement: Any = _LIBRARY.impl
     implement("product", product_cast, key)
     implement("amm", amm_cast, key)
 
 
-_LIBRARY = torch.library.Library("stl_search", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _device, _key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
-    _register_autocast(_LIBRARY, _device, _key)
+    _register_autocast(_device, _key)
 
 
 # -- where what runs ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Any, Sequence  # noqa: UP035 (torch 2.6 knows no other Sequen
 
 import numpy as np
 import torch
+from torch import library
 
 from stl_search.errors import UsageError
 from stl_search.kernels import ops, reference
@@ -155,7 +156,7 @@ def _device_of(operand: str) -> str:
 # -- when it runs ------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("stl_search::multiply", mutates_args=())
+@library.custom_op("stl_search::multiply", mutates_args=())
 def multiply(
     a: Tensor,
     b: Tensor,
@@ -233,7 +234,7 @@ def _named(encoder: str) -> Any:
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
-@torch.library.custom_op("stl_search::multiply_gradients", mutates_args=())
+@library.custom_op("stl_search::multiply_gradients", mutates_args=())
 def multiply_gradients(
     grad: Tensor,
     a: Tensor,
