@@ -15,7 +15,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,12 +26,14 @@ from stl_search.errors import UsageError
 from stl_search.scheme import Shape
 
 __all__ = [
+    "Acting",
     "Action",
     "Element",
     "OrbitType",
     "action",
     "form",
     "generated",
+    "images_of",
     "linear",
     "long_orbit",
     "orbit_types",
@@ -61,6 +63,22 @@ class Element:
     def key(self) -> tuple[Any, ...]:
         """Equal for equal elements, whatever their rounding."""
         return (self.slots, *(np.rint(1e6 * m).astype(np.int64).tobytes() for m in self.maps))
+
+
+class Acting(Protocol):
+    """What orbits ask of a group: its elements, numbered, their products (``table[a][b]``) and the shape."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+    @property
+    def order(self) -> int: ...
+
+    @property
+    def elements(self) -> tuple[Element, ...]: ...
+
+    @property
+    def table(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -240,7 +258,7 @@ def orbit_types(group: Action) -> tuple[OrbitType, ...]:
         for signs in _signs(group, subgroup):
             basis = _fixed_space(group, signs)
             if basis is not None and _stabiliser(group, basis) == subgroup:
-                images = _images(group, subgroup, basis)
+                images = images_of(group, subgroup, basis)
                 size = len(images[0])
                 found.append(OrbitType(size, subgroup, basis, images, (-size, len(found))))
     return tuple(found)
@@ -259,7 +277,7 @@ def long_orbit(group: Action) -> OrbitType:
     m, k, n = group.shape
     basis = np.eye(m * k + k * n + m * n)
     size = group.order // len(signs)
-    return OrbitType(size, signs, basis, _images(group, signs, basis), (-size, 0))
+    return OrbitType(size, signs, basis, images_of(group, signs, basis), (-size, 0))
 
 
 def _signs(group: Action, subgroup: tuple[int, ...]) -> list[dict[int, Signs]]:
@@ -331,7 +349,7 @@ def _fixed_space(group: Action, signs: dict[int, Signs]) -> Reals | None:
     return np.hstack([block for _, block in sorted(columns, key=lambda c: c[0])])
 
 
-def _images(group: Action, subgroup: tuple[int, ...], basis: Reals) -> tuple[Reals, Reals, Reals]:
+def images_of(group: Acting, subgroup: Sequence[int], basis: Reals) -> tuple[Reals, Reals, Reals]:
     """See ``OrbitType``: the images of the basis under an element of each coset of the stabiliser."""
     m, k, n = group.shape
     parts = np.split(basis, np.cumsum([m * k, k * n]))

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
-from stl_search import decompose, known
+from stl_search import decompose, known, score
 from stl_search.decompose import Floats
 from stl_search.scheme import Scheme, Shape
 from stl_search.search import isotropy
@@ -32,7 +32,7 @@ from stl_search.search.numeric import discrete, variables
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.representatives import Representatives
 from stl_search.search.strategy import Clock, register
-from stl_search.search.symmetry import Element, OrbitType, linear
+from stl_search.search.symmetry import Element, OrbitType, images_of, linear
 
 __all__ = ["Isotropies", "SignedPermutations", "Twisted", "drawn", "long_orbit", "short_orbit", "simplest", "structure"]
 
@@ -69,11 +69,15 @@ class Twisted:
     def weight(self, problem: Problem, pool: Pool) -> float:
         if problem.symmetry or not _SIDES[0] <= min(problem.shape) <= max(problem.shape) <= _SIDES[1]:
             return 0.0
-        if problem.exact and problem.ring != "Q" and self.name not in problem.strategies:
-            return 0.0  # what it finds has fractions more often than not
         if not _orders(problem.shape, problem.rank):
             return 0.0
-        integral = known.rank(problem.shape, "Z") if problem.exact else None
+        if self.name in problem.strategies:
+            return 1.0
+        rational, integral = known.rank(problem.shape, "Q"), known.rank(problem.shape, "Z")
+        if not problem.exact:  # what it finds is exact, or no better than what others find
+            return float(rational is not None and problem.rank >= rational.rank)
+        if problem.ring != "Q":
+            return 0.0  # it has fractions more often than not
         return _WHERE_FLIPS_FAIL if integral is not None and problem.rank < integral.rank else 1.0
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
@@ -104,7 +108,7 @@ def _solved(frame: Representatives, rng: np.random.Generator, clock: Clock) -> S
 
 
 def simplest(scheme: Scheme, ring: str, rng: np.random.Generator, clock: Clock) -> Scheme | None:
-    """An exact scheme over the ring that a float one is made into, or None; where it is simple, the sparsest of some.
+    """An exact scheme over the ring that a float one is made into, or None; of simple ones that with fewest additions.
 
     Each begins in another basis, by lines of the factors drawn at random. Schemes that have other fractions than those
     of powers of two take many seconds to round: of them the first one is taken.
@@ -113,16 +117,12 @@ def simplest(scheme: Scheme, ring: str, rng: np.random.Generator, clock: Clock) 
     if found is None or not _dyadic(found):
         return found
     more = [discrete(scheme, ring, rng, clock, 1) for _ in range(_ROUNDINGS)]
-    return min((one for one in [found, *more] if one is not None), key=_nonzeros)
+    return min((one for one in [found, *more] if one is not None), key=score.additions)
 
 
 def _dyadic(scheme: Scheme) -> bool:
     fractions = (Fraction(x) for f in scheme.factors for x in f.ravel().tolist())
     return all(x.denominator & (x.denominator - 1) == 0 for x in fractions)
-
-
-def _nonzeros(scheme: Scheme) -> int:
-    return sum(int(np.count_nonzero(f)) for f in scheme.factors)
 
 
 def _fallen(
@@ -275,13 +275,9 @@ def short_orbit(group: Isotropies, number: int, rng: np.random.Generator) -> Orb
 
 
 def _orbit(group: Isotropies, stabiliser: Sequence[int], basis: Ints, number: int) -> OrbitType:
-    m, k, n = group.shape
-    parts = np.split(basis, np.cumsum([m * k, k * n]))
-    cosets = np.unique(group.table[:, list(stabiliser)].min(axis=1))
-    images = [np.stack([group.elements[g].maps[i] @ parts[i] for g in cosets]) for i in range(3)]
-    return OrbitType(
-        len(cosets), tuple(sorted(stabiliser)), basis, (images[0], images[1], images[2]), (-len(cosets), number)
-    )
+    images = images_of(group, stabiliser, basis)
+    size = len(images[0])
+    return OrbitType(size, tuple(sorted(stabiliser)), basis, images, (-size, number))
 
 
 def _prime_factors(number: int) -> list[int]:
@@ -377,8 +373,8 @@ def _choices(problem: Problem, rng: np.random.Generator) -> Iterator[list[OrbitT
     for _ in range(_GROUPS):
         group = drawn(problem.shape, _orders(problem.shape, problem.rank), rng)
         kinds = None if group is None else structure(group, problem.rank, rng)
-        for _ in range(0 if kinds is None else _STARTS):
-            yield kinds or []
+        if kinds is not None:
+            yield from [kinds] * _STARTS
 
 
 register(Twisted())
