@@ -8,7 +8,7 @@ the order of q. A bias for each column and an activation may follow, before the 
 import triton
 import triton.language as tl
 
-from stl_search.kernels.triton_encode import parts_offset, tile_of
+from stl_search.kernels.triton_encode import dot_exact, parts_offset, tile_of
 
 
 @triton.jit
@@ -139,6 +139,7 @@ def decode_dot(
     BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
     HIGH: tl.constexpr,
     WIDE: tl.constexpr,
     RANKS: tl.constexpr,
@@ -146,7 +147,8 @@ def decode_dot(
     """One program: a tile (HIGH, WIDE) of all parts: (PARTS, RANKS) times (RANKS, HIGH * WIDE), summed over the rank.
 
     ``coefficients`` is contiguous (rank, M, N) in fp32, one such array for each batch at steps of ``w_batch`` (0 when
-    all share one). PARTS is M * N padded to a power of two, RANKS a power of two of at least 16.
+    all share one). PARTS is M * N padded to a power of two, RANKS a power of two of at least 16;
+    PRECISION and WIDEN are those of ``dot_exact``.
     """
     batch, i0, j0 = tile_of(tl.program_id(0), height, width, HIGH, WIDE)
     s = tl.arange(0, PARTS)
@@ -162,13 +164,13 @@ def decode_dot(
             p + (q.to(tl.int64) * p_slice)[:, None] + place[None, :],
             mask=(q < rank)[:, None] & inside[None, :],
             other=0.0,
-        ).to(tl.float32)
+        )
         w = tl.load(
             coefficients + q[None, :] * (M * N) + s[:, None],
             mask=(q < rank)[None, :] & (s < M * N)[:, None],
             other=0.0,
         )
-        y = tl.dot(w, term, y, input_precision=PRECISION)
+        y = dot_exact(w, term, y, PRECISION, WIDEN)
     row = i[None, :] * ROW_ITEM + (s // N)[:, None] * row_part
     col = j[None, :] * COL_ITEM + (s % N)[:, None] * col_part
     offset, there = parts_offset(row, col, rows, cols, cols, 1)

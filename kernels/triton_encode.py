@@ -35,6 +35,26 @@ def peak_to(peak, slice, y):
 
 
 @triton.jit
+def dot_exact(u, x, y, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
+    """y + u x, fp32 coefficients u: (rows, terms) times stored entries x: (terms, columns), summed in fp32.
+
+    PRECISION "split" multiplies bf16 entries as they are by u in two bf16 terms, which keep 16 bits of a coefficient;
+    others are tl.dot's own, on x in fp32. WIDEN makes the terms fp32 again, for the interpreter, whose bf16 arithmetic
+    is not what a GPU does.
+    """
+    if PRECISION == "split":
+        high = u.to(x.dtype)
+        low = (u - high.to(tl.float32)).to(x.dtype)
+        if WIDEN:
+            y += tl.dot(high.to(tl.float32), x.to(tl.float32)) + tl.dot(low.to(tl.float32), x.to(tl.float32))
+        else:
+            y = tl.dot(high, x, tl.dot(low, x, y))
+    else:
+        y = tl.dot(u, x.to(tl.float32), y, input_precision=PRECISION)
+    return y
+
+
+@triton.jit
 def encode_unrolled(
     x,
     out,
@@ -118,13 +138,15 @@ def encode_dot(
     SCALED: tl.constexpr,
     PEAK: tl.constexpr,
     PRECISION: tl.constexpr,
+    WIDEN: tl.constexpr,
     HIGH: tl.constexpr,
     WIDE: tl.constexpr,
     RANKS: tl.constexpr,
 ):
     """One program: a tile (HIGH, WIDE) of all slices, RANKS at a time: (RANKS, PARTS) times (PARTS, HIGH * WIDE).
 
-    ``coefficients`` is contiguous (rank, M, K) in fp32; PARTS is M * K padded to a power of two, at least 16.
+    ``coefficients`` is contiguous (rank, M, K) in fp32; PARTS is M * K padded to a power of two, at least 16. PRECISION
+    and WIDEN are those of ``dot_exact``.
     """
     batch, i0, j0 = tile_of(tl.program_id(0), height, width, HIGH, WIDE)
     s = tl.arange(0, PARTS)
@@ -135,7 +157,7 @@ def encode_dot(
     col = j[None, :] * COL_ITEM + (s % K)[:, None] * col_part
     offset, there = parts_offset(row, col, rows, cols, x_row, x_col)
     x += batch.to(tl.int64) * x_batch
-    parts = tl.load(x + offset, mask=there & inside[None, :] & (s < M * K)[:, None], other=0.0).to(tl.float32)
+    parts = tl.load(x + offset, mask=there & inside[None, :] & (s < M * K)[:, None], other=0.0)
     place = i.to(tl.int64) * width + j
     for q0 in range(0, rank, RANKS):
         q = q0 + tl.arange(0, RANKS)
@@ -144,7 +166,7 @@ def encode_dot(
             mask=(q < rank)[:, None] & (s < M * K)[None, :],
             other=0.0,
         )
-        y = tl.dot(u, parts, input_precision=PRECISION)
+        y = dot_exact(u, parts, tl.full((RANKS, HIGH * WIDE), 0.0, tl.float32), PRECISION, WIDEN)
         slice = q.to(tl.int64) * batches + batch
         if PEAK:
             bits = tl.max(tl.abs(y).to(tl.int32, bitcast=True), 1)

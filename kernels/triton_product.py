@@ -76,10 +76,10 @@ def tile_product(
 
 @triton.jit
 def unscaled(y, a_scale, b_scale, q, batch, a_scale_slice, a_scale_batch, b_scale_slice, b_scale_batch):
-    """y divided by the scales of the two slices that were multiplied."""
+    """y divided by the scales of the two slices that were multiplied, rounded as division is: / may be off by a bit."""
     first = tl.load(a_scale + q * a_scale_slice + batch * a_scale_batch)
     second = tl.load(b_scale + q * b_scale_slice + batch * b_scale_batch)
-    return y / first / second
+    return tl.div_rn(tl.div_rn(y, first), second)
 
 
 @triton.jit
