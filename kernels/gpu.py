@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
@@ -34,6 +35,7 @@ DTYPES = ("bf16", "fp16", "fp32")
 ACTIVATIONS = ("relu", "gelu", "silu")
 # Constants beyond these make kernels that take long to compile; parts beyond that do not fit in registers.
 MOST_CONSTANTS, MOST_PARTS = 4096, 64
+MOST_HOSTS = 1024  # arrays of coefficients that are kept ready
 # Multiply-adds for each byte moved that cost a GPU's ordinary cores no more time than its memory needs.
 FLOPS_PER_BYTE = 4.0
 
@@ -95,7 +97,7 @@ def encode(
             )
         else:
             u = _on_device(coefficients, x.device)
-            flags |= {"PARTS": _padded(m * k), "PRECISION": "ieee" if out_name == "fp32" else "tf32x3"}
+            flags |= {"PARTS": _padded(m * k)} | _precision(name, out_name)
             tuning.launch(triton_encode.encode_dot, grid, x, u, *shared, r, **flags, **meta, **options)
 
     if not out.numel():
@@ -168,7 +170,7 @@ def decode(
             )
         else:
             w = _on_device(coefficients, p.device)
-            flags |= {"PARTS": _padded(m * n), "PRECISION": "ieee" if out_name == "fp32" else "tf32x3"}
+            flags |= {"PARTS": _padded(m * n)} | _precision(name, out_name)
             w_batch = r * m * n if own else 0
             tuning.launch(triton_decode.decode_dot, grid, p, w, *shared, r, w_batch, **flags, **meta, **options)
 
@@ -358,6 +360,8 @@ class _Pair:
 
     def _flat(self, x: Tensor) -> Tensor:
         """x: (r, ..., rows, cols) -> (r, count, rows, cols), a view where the batch is whole or shared by all."""
+        if x.ndim == 3 and self.count == 1:
+            return x.unsqueeze(1)
         if math.prod(x.shape[1:-2]) == 1:
             return x.reshape(x.shape[0], 1, *x.shape[-2:]).expand(-1, self.count, -1, -1)
         x = x.reshape(self.rank, *[1] * (len(self.batch) + 3 - x.ndim), *x.shape[1:])
@@ -383,7 +387,7 @@ class _Pair:
         """Compile-time facts that all kernels with products take."""
         return {
             "SCALED": self.operands[2] is not None,
-            "WIDEN": interpreted() and tuning.traced() is None,
+            "WIDEN": _widen(),
             "PRECISION": "tf32" if tf32 else "ieee",
             "IMPRECISE": min(meta["DEEP"], 128) if self.name == "fp8_e4m3" else 0,
             "EVEN": self.inner % meta["DEEP"] == 0,
@@ -409,45 +413,70 @@ class _Pair:
             torch.ops.aten.bmm.dtype_out(a, b, flat.dtype, out=flat)
 
 
+@dataclass(frozen=True)
 class _Constants:
     """Coefficients (r, m, k) on the host, in the order of a flat tuple, and whether few enough of them are not zero
     that adding them up one by one keeps pace with memory."""
 
-    def __init__(self, values: tuple[float, ...], moved: int) -> None:
-        self.values = values
-        self.sparse = sum(x != 0 for x in values) <= FLOPS_PER_BYTE * moved
+    values: tuple[float, ...]
+    sparse: bool
 
 
 def _constants(coefficients: Coefficients, moved: int) -> _Constants | None:
     """What may be compiled in; None when the coefficients lie on the device, or are too many."""
     if isinstance(coefficients, Tensor) and coefficients.device.type != "cpu":
         return None
-    array = _array(coefficients)
-    return None if array.size > MOST_CONSTANTS else _Constants(tuple(array.ravel().tolist()), moved)
+    host = _host(coefficients)
+    return None if host.size > MOST_CONSTANTS else _listed(host.data, moved)
+
+
+@lru_cache(maxsize=1024)
+def _listed(data: bytes, moved: int) -> _Constants:
+    """The same object for the same coefficients: a list of thousands is made once, and told from others by itself."""
+    array = np.frombuffer(data, np.float32)
+    return _Constants(tuple(array.tolist()), int(np.count_nonzero(array)) <= FLOPS_PER_BYTE * moved)
 
 
 def _on_device(coefficients: Coefficients, device: torch.device) -> Tensor:
     """The coefficients as a contiguous fp32 tensor there; those from the host are moved once."""
     if isinstance(coefficients, Tensor) and coefficients.device == device:
         return coefficients.detach().to(torch.float32).contiguous()
-    array = _array(coefficients)
-    return _moved(array.tobytes(), array.shape, str(device))
+    host = _host(coefficients)
+    return _moved(host.data, host.shape, device)
 
 
-def _array(coefficients: Coefficients) -> npt.NDArray[np.float32]:
-    """The coefficients on the host in fp32."""
+def _host(coefficients: Coefficients) -> _Host:
+    """The coefficients on the host in fp32; made once of an array that cannot be written to, as those of a plan."""
     if isinstance(coefficients, Tensor):
-        coefficients = coefficients.detach().to("cpu", torch.float32).numpy()
-    return np.asarray(coefficients, np.float32)
+        return _Host(coefficients.detach().to("cpu", torch.float32).numpy())
+    if coefficients.flags.writeable:
+        return _Host(np.asarray(coefficients, np.float32))
+    known = _hosts.get(id(coefficients))
+    if known is None:
+        if len(_hosts) >= MOST_HOSTS:
+            _hosts.clear()
+        known = _hosts[id(coefficients)] = coefficients, _Host(np.asarray(coefficients, np.float32))
+    return known[1]
+
+
+class _Host:
+    """Coefficients (..., r, m, k) in fp32 as bytes in a row, and how many there are."""
+
+    def __init__(self, array: npt.NDArray[np.float32]) -> None:
+        self.data, self.shape, self.size = array.tobytes(), array.shape, array.size
+
+
+_hosts: dict[int, tuple[Any, _Host]] = {}  # by the address of the array, which is kept so that it stays its own
 
 
 @lru_cache(maxsize=256)
-def _moved(data: bytes, shape: tuple[int, ...], device: str) -> Tensor:
+def _moved(data: bytes, shape: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.from_numpy(np.frombuffer(data, np.float32).reshape(shape).copy()).to(device)
 
 
 def _shape(coefficients: Coefficients) -> tuple[int, int, int]:
-    if "complex" in str(coefficients.dtype):
+    kind = coefficients.dtype
+    if kind.is_complex if isinstance(kind, torch.dtype) else kind.kind == "c":
         raise UsageError("coefficients are complex; the GPU kernels take real ones: use the torch form")
     r, m, k = coefficients.shape[-3:]
     if m * k > MOST_PARTS:
@@ -502,6 +531,18 @@ def _steps(layout: str, m: int, k: int, height: int, width: int) -> tuple[int, i
     raise UsageError(f"unknown layout {layout!r}; known: {', '.join(LAYOUTS)}")
 
 
+def _precision(stored: str, out: str) -> Config:
+    """How matrices of fp32 coefficients meet stored entries: coefficients keep more bits than ``out`` has. In fp16 they
+    may not be had at all: its range is small."""
+    precision = "ieee" if out == "fp32" else "split" if stored == "bf16" else "tf32x3"
+    return {"PRECISION": precision, "WIDEN": _widen()}
+
+
+def _widen() -> bool:
+    """Whether 16-bit operands of a product are made fp32 first: in Triton's interpreter."""
+    return interpreted() and tuning.traced() is None
+
+
 def _padded(parts: int) -> int:
     """``parts`` as a side of a matrix that tensor cores take."""
     return next(size for size in (16, 32, MOST_PARTS) if parts <= size)
@@ -537,4 +578,5 @@ def _split(config: Config) -> tuple[Config, Config]:
 
 
 def _guard(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    here = not x.is_cuda or x.get_device() == torch.cuda.current_device()
+    return contextlib.nullcontext() if here else torch.cuda.device(x.device)

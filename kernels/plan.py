@@ -37,6 +37,8 @@ _BY_TEXT = {torch_name: (name, False) for name, (_, torch_name) in _REAL.items()
     torch_name: (name, True) for name, (_, torch_name) in _COMPLEX.items()
 }
 
+_NAMED: dict[Any, tuple[str, bool]] = {}  # torch dtypes met before: their text takes longer than their name
+
 
 def dtype_name(dtype: Any) -> tuple[str, bool]:
     """(name, whether complex) of a torch dtype, a numpy dtype or type, or one of our own names.
@@ -48,6 +50,10 @@ def dtype_name(dtype: Any) -> tuple[str, bool]:
     """
     if isinstance(dtype, str) and dtype in _REAL:
         return dtype, False
+    try:
+        return _NAMED[dtype]
+    except (KeyError, TypeError):
+        pass
     text = str(dtype)
     if text.startswith("torch."):
         text = text.removeprefix("torch.")
@@ -59,9 +65,12 @@ def dtype_name(dtype: Any) -> tuple[str, bool]:
     if text not in _BY_TEXT:
         known = "float16, bfloat16, float32, float64, complex64 and complex128"
         raise UsageError(f"dtype {text:.60} has no plan; known: {known}, and the names {', '.join(_REAL)}")
+    if type(dtype).__module__ == "torch":
+        _NAMED[dtype] = _BY_TEXT[text]
     return _BY_TEXT[text]
 
 
+@lru_cache(maxsize=64)
 def torch_dtype(name: str, is_complex: bool = False) -> torch.dtype:
     """The torch dtype of that name; raises UsageError where there is none (complex numbers of 16 bits and fewer)."""
     import torch

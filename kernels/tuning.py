@@ -50,9 +50,11 @@ INTERPRETER_MORE: dict[str, Config] = {
     "registers": {"DEEP": 16, "GROUP": 2},
     "arrival": {"DEEP": 16, "GROUP": 2, "BESIDE": 3, "STRIP": 8},
 }
+REMEMBERED = 4096  # launches
 PLAIN = (("bmm",), ("unfused",))  # forms without a kernel of their own: nothing to configure
 _measuring: ContextVar[bool] = ContextVar("measuring", default=False)
 _trace: ContextVar[Trace | None] = ContextVar("trace", default=None)
+_compiled: dict[Any, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {}  # what was launched -> kernel, its constants
 
 
 @dataclass
@@ -103,13 +105,30 @@ def traced() -> Trace | None:
     return _trace.get()
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **keywords: Any) -> None:
-    """Runs a Triton kernel over ``grid``, or notes it where launches are traced."""
-    trace = _trace.get()
-    if trace is None:
-        kernel[grid](*args, **keywords)
-    else:
+def launch(kernel: Any, grid: tuple[int], *args: Any, **keywords: Any) -> None:
+    """Runs a Triton kernel over ``grid``, or notes it where launches are traced.
+
+    ``args`` are what the kernel takes at run time, a tensor first, ``keywords`` its constants and the compiler's
+    options. What was compiled for the same numbers before runs at once, without Triton's own look at every argument,
+    which takes longer than kernels of small operands do.
+    """
+    if (trace := _trace.get()) is not None:
         trace.launches.append((kernel, args, keywords))
+        return
+    # Numbers count as they are, tensors by dtype and alignment, which is all that Triton compiles for; tuples, which
+    # are long, by their address, and are kept here so that it stays theirs.
+    given = tuple((x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else x for x in args)
+    fixed = tuple(id(x) if isinstance(x, tuple) else x for x in keywords.values())
+    key = (id(kernel), args[0].get_device(), given, fixed)
+    if (known := _compiled.get(key)) is not None:
+        known[0][(*grid, 1, 1)](*args, *known[1])
+        return
+    made = kernel[grid](*args, **keywords)
+    if made is not None and hasattr(made, "asm"):  # none from Triton's interpreter
+        if len(_compiled) >= REMEMBERED:
+            _compiled.clear()
+        constants = tuple(keywords[name] for name in kernel.arg_names[len(args) :])
+        _compiled[key] = made, constants, tuple(keywords.values())
 
 
 @cache
@@ -141,12 +160,12 @@ def shipped(arch: str, key: Key) -> list[Config]:
 
 def multiplies_fp8(device: torch.device) -> bool:
     """Whether the GPU has products of fp8_e4m3; Triton's interpreter has."""
-    return device.type != "cuda" or architecture(torch.cuda.get_device_capability(device)) != "sm_80"
+    return device.type != "cuda" or _architecture(device) != "sm_80"
 
 
 def programs(device: torch.device) -> int:
     """Programs that a persistent kernel starts for each wave: one a multiprocessor."""
-    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else 3
+    return _multiprocessors(device) if device.type == "cuda" else 3
 
 
 def choose(key: Key, uses: tuple[str, ...], device: torch.device, run: Callable[[Config], Any]) -> Config:
@@ -157,7 +176,7 @@ def choose(key: Key, uses: tuple[str, ...], device: torch.device, run: Callable[
         return {"use": uses[0]} | INTERPRETER | INTERPRETER_MORE.get(uses[0], {})
     if uses in PLAIN:
         return {"use": uses[0]}
-    arch = architecture(torch.cuda.get_device_capability(device))
+    arch = _architecture(device)
     if "fp8" in key.dtypes and not multiplies_fp8(device):
         raise UsageError("fp8_e4m3 needs a GPU of compute capability 9.0 or 10.0: use bf16")
     text = f"{key.text} {'+'.join(uses)}"
@@ -187,6 +206,16 @@ def _seconds(run: Callable[[Config], Any], config: Config) -> float:
         end.record()
     torch.cuda.synchronize()
     return float(statistics.median(start.elapsed_time(end) for start, end in marks))
+
+
+@cache
+def _architecture(device: torch.device) -> str:
+    return architecture(torch.cuda.get_device_capability(device))
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 @cache

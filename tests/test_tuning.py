@@ -27,11 +27,12 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
     monkeypatch.setattr(tuning, "cache_file", lambda name: path)
-    tuning._measured.cache_clear()
-    tuning._device_name.cache_clear()
+    kept = (tuning._measured, tuning._device_name, tuning._architecture)
+    for function in kept:
+        function.cache_clear()
     yield path
-    tuning._measured.cache_clear()
-    tuning._device_name.cache_clear()
+    for function in kept:
+        function.cache_clear()
 
 
 def test_the_default_is_the_first_that_applies(pretended: Path) -> None:
@@ -90,11 +91,12 @@ def test_whatever_launchers_ask_for_is_shipped(
         raise KeyboardInterrupt  # nothing is run
 
     monkeypatch.setattr(tuning, "choose", choose)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     w = torch.ones(3, *grid)
     rows, cols = (side * g for g in grid)
     for name in ("bfloat16", "float16", "float32", "float8_e4m3fn"):
-        x = torch.zeros(3, side, side).to(getattr(torch, name))
-        scales = (torch.ones(3, 1, 1),) * 2 if name == "float8_e4m3fn" else None
+        x = torch.zeros(3, side, side).to(device, getattr(torch, name))
+        scales = (torch.ones(3, 1, 1, device=device),) * 2 if name == "float8_e4m3fn" else None
         calls = [
             lambda x=x, s=scales: gpu.product(x, x, "fp32", s),
             lambda x=x, s=scales: gpu.product_decode(x, x, w, rows, cols, scales=s),
@@ -113,5 +115,6 @@ def test_whatever_launchers_ask_for_is_shipped(
 
 def test_fp8_is_refused_by_chips_without_it(pretended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    tuning._architecture.cache_clear()
     with pytest.raises(UsageError, match=r"needs a GPU of compute capability 9\.0"):
         tuning.choose(tuning.Key("product", "fp8_e4m3-fp32", "large"), ("triton",), CUDA, lambda _: None)
