@@ -415,7 +415,7 @@ def test_what_the_model_cannot_tell_is_timed(monkeypatch: pytest.MonkeyPatch) ->
     several = dataclasses.replace(Problem(*sizes), count=2, lhs_count=2)
     assert dispatch.choose(request_of(None), several).plan is None  # a batch
     assert dispatch.choose(request_of(None), dataclasses.replace(Problem(*sizes), complex=True)).plan is None
-    monkeypatch.setattr(measured, "SHORTEST", 1e9)
+    monkeypatch.setattr(measured, "SHORTEST", {"cpu": 1e9})
     assert explain(sizes).plan is None
     assert not asked
 

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stl_search.kernels import dense, multiply
+from stl_search.kernels import dense, gpu_multiply, multiply
 from stl_search.kernels.plan import Plan
 from stl_search.runtime import calibrate, measured
 from stl_search.testing import STRASSEN
@@ -53,7 +53,7 @@ def test_both_are_run_in_turn_on_the_sizes_of_the_class(monkeypatch: pytest.Monk
     monkeypatch.setattr(multiply, "multiply", scheme)
     monkeypatch.setattr(dense, "matmul", product)
     times = iter(range(10**6))
-    monkeypatch.setattr(measured, "_seconds", lambda run, way: run() or [1.0, 2.0][next(times) % 2])
+    monkeypatch.setattr(measured, "_seconds", lambda run, *_: run() or [1.0, 2.0][next(times) % 2])
     with torch.inference_mode():
         found = measured.slowdown(PLAN, 1, (66, 64, 33), 0.01, "torch")
     assert found == 0.5
@@ -72,10 +72,29 @@ def test_both_are_run_in_turn_on_the_sizes_of_the_class(monkeypatch: pytest.Monk
 
 def test_what_is_undecided_is_not_kept(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     times = iter(range(10**6))
-    monkeypatch.setattr(measured, "_seconds", lambda run, way: [1.0, 2.0, 2.0, 1.0][next(times) % 4])
+    monkeypatch.setattr(measured, "_seconds", lambda *_: [1.0, 2.0, 2.0, 1.0][next(times) % 4])
     assert measured.slowdown(PLAN, 1, (64, 64, 64), 0.01, "torch") == 1.0
     assert not folder.exists() or not list(folder.iterdir())
 
 
 def test_a_real_timing_gives_a_ratio() -> None:
     assert measured.slowdown(PLAN, 1, (64, 64, 64), 0.01, "torch") > 0
+
+
+def test_what_may_be_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long real products in memory, and on a GPU those that its kernels take, shorter ones too."""
+    assert measured.timeable(PLAN, 1.0)
+    assert not measured.timeable(PLAN, 0.01)
+    assert not measured.timeable(Plan(STRASSEN, complex=True), 1.0)
+    assert not measured.timeable(Plan(STRASSEN, device="meta"), 1.0)
+    monkeypatch.setattr(gpu_multiply, "there", lambda device: True)
+    assert measured.timeable(Plan(STRASSEN, device="cuda:0"), 0.01)
+    assert not measured.timeable(Plan(STRASSEN, device="cuda:0"), 1e-5)
+    assert not measured.timeable(Plan(STRASSEN, "fp64", device="cuda:0"), 0.01)
+    monkeypatch.setattr(gpu_multiply, "there", lambda device: False)
+    assert not measured.timeable(Plan(STRASSEN, device="cuda:0"), 0.01)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_real_timing_on_a_gpu() -> None:
+    assert measured.slowdown(Plan(STRASSEN, device="cuda"), 1, (512, 512, 512), 0.001, "torch") > 0

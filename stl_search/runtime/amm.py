@@ -117,7 +117,7 @@ def amm(
     if chosen.plan is None:
         assert isinstance(a, Operand)
         assert isinstance(b, Operand)
-        if plain and a.dtype != "fp16" and a.device.type == "cpu":
+        if plain and (a.device.type == "cuda" or (a.device.type == "cpu" and a.dtype != "fp16")):
             _remember_dense(A, B, chosen.way)
         return _dense(a, b, out or a.dtype, chosen.way)
     plan, levels = chosen.plan, chosen.levels
@@ -363,7 +363,7 @@ def _known_dense(A: Any, B: Any) -> Any:
     kind = type(A)
     if kind is not type(B) or (kind is not torch.Tensor and kind is not np.ndarray):
         return None
-    way = _quick.get((kind, A.dtype, B.dtype, A.shape, B.shape))
+    way = _quick.get((kind, A.dtype, B.dtype, A.shape, B.shape, A.device if kind is torch.Tensor else None))
     if way is None or _quick_for[0] is not catalog_stamp():
         return None
     if kind is np.ndarray:
@@ -371,9 +371,9 @@ def _known_dense(A: Any, B: Any) -> Any:
             return None
         with np.errstate(all="ignore"):
             return A @ B
-    if not (A.is_cpu and B.is_cpu) or A.layout != torch.strided or B.layout != torch.strided:
+    if A.device != B.device or A.layout != torch.strided or B.layout != torch.strided:
         return None
-    if torch.is_autocast_enabled("cpu"):
+    if torch.is_autocast_enabled("cpu" if A.is_cpu else "cuda"):
         return None
     return torch.matmul(A, B) if way == "torch" or A.requires_grad or B.requires_grad else dense.matmul(A, B, way)
 
@@ -384,7 +384,8 @@ def _remember_dense(A: Any, B: Any, way: str) -> None:
         _quick.clear()
         _quick_for[0] = stamp
     if type(A) in (torch.Tensor, np.ndarray) and min(A.ndim, B.ndim) > 1:
-        _quick[(type(A), A.dtype, B.dtype, A.shape, B.shape)] = way
+        place = A.device if isinstance(A, torch.Tensor) else None
+        _quick[(type(A), A.dtype, B.dtype, A.shape, B.shape, place)] = way
 
 
 def _dense(a: Operand, b: Operand, out: str, way: str = "torch") -> Any:

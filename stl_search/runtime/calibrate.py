@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stl_search.kernels import cpu, dense, ops
-from stl_search.kernels.plan import torch_dtype
+from stl_search.kernels import cpu, dense, gpu, gpu_multiply, ops
+from stl_search.kernels.plan import dtype_name, torch_dtype
 
 __all__ = ["Curve", "Rates", "cache_dir", "kept", "machine", "measure", "rates"]
 
@@ -38,9 +38,10 @@ NUMPY_FROM = 2048
 REPEATS = 5
 LONG = 0.1  # seconds; runs that take longer are repeated less
 SLICES = 4
-ENCODED = {"cpu": 4096}  # side of the matrix whose encoding is timed: beyond the caches
+# Side of the matrix whose encoding is timed: beyond the caches, and on a GPU beyond what a call takes of the processor.
+ENCODED = {"cpu": 4096, "cuda": 16384}
 SETTLE = 0.2  # seconds after which the threads of a numeric library have stopped spinning and hinder no other
-FORMAT = 7  # of the file; what was written by another is measured anew
+FORMAT = 8  # of the file; what was written by another is measured anew
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,9 @@ def measure(device: str, dtype: str) -> Rates:
     place = torch.device(device)
     with torch.no_grad(), torch.inference_mode(False):
         call = _seconds(lambda: torch.empty(1, device=place), place)
+        if gpu_multiply.there(place) and dtype in gpu.DTYPES:  # what a launch takes of the processor
+            little, one = torch.ones(64, 64, device=place).to(kind), np.ones((1, 1, 1), np.float32)
+            call = max(call, _seconds(partial(gpu.encode, little, one, "block", dtype), place))
         dense_curve: list[tuple[float, float]] = []
         slice_curve: list[tuple[float, float]] = []
         packed_curve: list[tuple[float, float]] = []
@@ -217,10 +221,13 @@ def _encoding(kind: torch.dtype, place: torch.device) -> tuple[float, float]:
     light = torch.zeros(4, 2, 2, dtype=wide)
     light[range(4), [0, 0, 1, 1], [0, 1, 0, 1]] = 1.0
     heavy = torch.linspace(0.1, 1.0, 16 * 16, dtype=wide).reshape(16, 4, 4)
+    name = dtype_name(kind)[0]
 
     def seconds(factor: torch.Tensor) -> float:
         if place.type == "cpu":
             return _seconds(partial(cpu.encode, x, factor, dtype=kind), place)
+        if gpu_multiply.there(place) and name in gpu.DTYPES:  # coefficients on the host, as a scheme has them
+            return _seconds(partial(gpu.encode, x, factor, "block", name), place)
         return _seconds(partial(ops.encode, x, factor.to(place), "block", kind), place)
 
     moved = 2.0 * x.numel() * x.itemsize  # both read x once and write as much

@@ -400,16 +400,20 @@ def _choose_open(request: Request, selector: store.Selector, problem: Problem) -
         options = by_time
     shown = by_time[:SHOWN]
     how = "by the cost model"
+    # What ``measured`` may time: one matrix product in memory.
+    one = problem.lhs_count == problem.rhs_count == problem.count == 1
     for option in options:
         share = option.seconds / dense_time
-        unsure = UNSURE[0] <= share < UNSURE[1] and _can_be_timed(problem, dense_time)
-        if share >= (UNSURE[1] if unsure else MARGIN):
+        if share >= (UNSURE[1] if one else MARGIN):
             break
         try:
             scheme = store.scheme_of(option.entry, option.cost.shape)
         except StlError:  # its file does not hold what it claims
             continue
         plan = plan_for(scheme, problem.dtype, problem.out, problem.complex, problem.device, option.cost.product)
+        unsure = one and share >= UNSURE[0] and measured.timeable(plan, dense_time)
+        if share >= MARGIN and not unsure:
+            break
         if unsure:
             sizes = (problem.rows, problem.inner, problem.cols)
             share, how = measured.slowdown(plan, option.levels, sizes, dense_time, way), "as measured beside it"
@@ -422,12 +426,6 @@ def _choose_open(request: Request, selector: store.Selector, problem: Problem) -
     reason = _why_dense(request, considered, problem, how)
     weighed = _weighed(shown, dense_time)
     return Explanation(None, problem.dense_error, 1.0, considered, reason, ASSUMPTION, 1, way, weighed)
-
-
-def _can_be_timed(problem: Problem, dense_time: float) -> bool:
-    """Whether the plain product is one that ``measured`` may time: one real matrix product in memory, of some size."""
-    one = problem.lhs_count == problem.rhs_count == problem.count == 1
-    return one and problem.device == "cpu" and not problem.complex and dense_time >= measured.SHORTEST
 
 
 def _weighed(

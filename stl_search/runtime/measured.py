@@ -18,13 +18,16 @@ from typing import Any
 
 import torch
 
-from stl_search.kernels import dense, multiply
+from stl_search.kernels import dense, gpu_multiply, multiply
 from stl_search.kernels.plan import Plan, torch_dtype
 from stl_search.runtime import calibrate
 
-__all__ = ["LONGEST", "SHORTEST", "size_class", "slowdown"]
+__all__ = ["LONGEST", "SHORTEST", "size_class", "slowdown", "timeable"]
 
-SHORTEST = 0.04  # seconds of the plain product from which a timing, a dozen products, may be made
+# Seconds of the plain product from which a timing, a dozen products, may be made; and what a run takes at least, in
+# which short products are made again and again.
+SHORTEST = {"cpu": 0.04, "cuda": 5e-4}
+RUN = {"cpu": 0.0, "cuda": 0.01}
 LONGEST = 1.0
 PAIRS = 5
 STEPS = 4  # size classes in each doubling of a side
@@ -53,8 +56,16 @@ def size_class(sizes: Sizes, seconds: float, parts: Sizes) -> Sizes:
     return found[0], found[1], found[2]
 
 
+def timeable(plan: Plan, seconds: float) -> bool:
+    """Whether ``slowdown`` takes a plan for a plain product that takes ``seconds``."""
+    place = torch.device(plan.device)
+    if plan.complex or seconds < SHORTEST.get(place.type, math.inf):
+        return False
+    return place.type == "cpu" or gpu_multiply.applies(plan, place, plan.dtype)
+
+
 def slowdown(plan: Plan, levels: int, sizes: Sizes, seconds: float, way: str) -> float:
-    """Time of A: (M, K) times B: (K, N) by a plan, on the processor, over that of the plain product by ``way``.
+    """Time of A: (M, K) times B: (K, N) by a plan, on its device, over that of the plain product by ``way``.
 
     The median of some pairs of runs. The first call for a size class takes a dozen products; the answer is kept among
     the user's caches, but where not four pairs of five agree on which is faster: then it is 1, until the process ends.
@@ -62,11 +73,11 @@ def slowdown(plan: Plan, levels: int, sizes: Sizes, seconds: float, way: str) ->
     timed = size_class(sizes, seconds, plan.scheme.shape)
     what = [plan.scheme.id, plan.dtype, plan.product, plan.out, plan.layout, levels, *timed, way]
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
-    path = calibrate.cache_dir() / f"{calibrate.machine('cpu')}-{plan.dtype}-{key}.json"
+    path = calibrate.cache_dir() / f"{calibrate.machine(plan.device)}-{plan.dtype}-{key}.json"
     with _lock:
         if str(path) not in _known:
             found = calibrate.kept(
-                path, FORMAT, lambda: {"slowdown": _timed(plan, levels, timed, way), "what": what}, _decided
+                path, FORMAT, lambda: {"slowdown": _timed(plan, levels, timed, way, seconds), "what": what}, _decided
             )
             _known[str(path)] = float(found["slowdown"])
         return _known[str(path)]
@@ -77,20 +88,31 @@ def _decided(found: dict[str, Any]) -> None:
         raise ValueError("undecided")
 
 
-def _timed(plan: Plan, levels: int, sizes: Sizes, way: str) -> float:
+def _timed(plan: Plan, levels: int, sizes: Sizes, way: str, seconds: float) -> float:
     m, k, n = sizes
-    kind = torch_dtype(plan.dtype)
-    with torch.inference_mode(False), torch.no_grad(), _no_autocast():
+    kind, place = torch_dtype(plan.dtype), torch.device(plan.device)
+    times = max(1, math.ceil(RUN[place.type] / seconds))
+    with torch.inference_mode(False), torch.no_grad(), _no_autocast(place):
         generator = torch.Generator().manual_seed(0)
-        a, b = (torch.randn(s, generator=generator).to(kind) for s in ((m, k), (k, n)))
+        a, b = (torch.randn(s, generator=generator).to(place, kind) for s in ((m, k), (k, n)))
 
         def scheme() -> None:
-            multiply.multiply(a, b, plan, m, n, levels=levels)
+            if place.type == "cpu":
+                multiply.multiply(a, b, plan, m, n, levels=levels)
+                return
+            hats = (gpu_multiply.encode(x, plan, side) for x, side in ((a, "lhs"), (b, "rhs")))
+            gpu_multiply.multiply(next(hats), next(hats), plan, m, n)
 
         def plain() -> None:
-            dense.matmul(a, b, way)
+            if place.type == "cpu":
+                dense.matmul(a, b, way)
+            else:
+                torch.matmul(a, b)
 
-        return _verdict([(_seconds(scheme, way), _seconds(plain, way)) for _ in range(PAIRS + 1)][1:])
+        def turn() -> tuple[float, float]:
+            return _seconds(scheme, way, place, times), _seconds(plain, way, place, times)
+
+        return _verdict([turn() for _ in range(PAIRS + 1)][1:])
 
 
 def _verdict(pairs: list[tuple[float, float]]) -> float:
@@ -105,13 +127,22 @@ def _verdict(pairs: list[tuple[float, float]]) -> float:
     return middle if alike >= 0.8 * len(ratios) else 1.0
 
 
-def _seconds(run: Callable[[], None], way: str) -> float:
+def _seconds(run: Callable[[], None], way: str, place: torch.device, times: int) -> float:
     if way == "numpy":  # its threads spin for a while and slow down what comes next
         time.sleep(calibrate.SETTLE)
+
+    def wait() -> None:
+        if place.type == "cuda":
+            torch.cuda.synchronize(place)
+
+    wait()
     start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    for _ in range(times):
+        run()
+    wait()
+    return (time.perf_counter() - start) / times
 
 
-def _no_autocast() -> contextlib.AbstractContextManager[None]:
-    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else contextlib.nullcontext()
+def _no_autocast(place: torch.device) -> contextlib.AbstractContextManager[None]:
+    kind = place.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
