@@ -1178,9 +1178,10 @@ def bench_flips(shape: Shape | None, tile: int | None, seconds: float, repeats: 
     "--schemes", default="winners", show_default=True, metavar="winners|all|none|RANK,ID,..", help="Which shipped ones."
 )
 @click.option("--repeats", type=click.IntRange(1, 1000), default=5, show_default=True, help="Pairs of runs, at most.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where.")
 @click.option("--out", type=click.Path(dir_okay=False), metavar="FILE", help="Append rows, skip those already there.")
 @json_option
-def bench_amm(sizes: str, dtype: str, schemes: str, repeats: int, out: str | None, as_json: bool) -> None:
+def bench_amm(sizes: str, dtype: str, schemes: str, repeats: int, device: str, out: str | None, as_json: bool) -> None:
     """Ratio to the fastest dense product, for the open selector and shipped schemes, above 1 where faster.
 
     Each scheme twice: nothing encoded in advance, and B pre-encoded. Winners are the exact schemes and, for each
@@ -1189,19 +1190,23 @@ def bench_amm(sizes: str, dtype: str, schemes: str, repeats: int, out: str | Non
     and measures anew after a change of machine, versions or commit.
     """
     from stl_search.bench import amm as measure
+    from stl_search.kernels import gpu
 
-    if dtype not in ("bf16", "fp32", "fp64"):
-        raise UsageError(f"products are measured in bf16, fp32 and fp64, not {dtype}")
+    known_dtypes = ("bf16", "fp32", "fp64") if device == "cpu" else ("bf16", "fp16", "fp32")
+    if dtype not in known_dtypes:
+        raise UsageError(f"products on {device} are measured in {', '.join(known_dtypes)}, not {dtype}")
+    if device == "cuda" and not gpu.available():
+        raise UsageError("--device cuda needs a CUDA GPU and triton: leave it out")
     if not all(part.isdigit() and int(part) for part in sizes.split(",")):
         raise UsageError(f"--sizes is {sizes!r}, must be positive numbers with commas between")
     sides = [int(part) for part in sizes.split(",")]
     ids = [None, *(e.id for e in measure.chosen(schemes, dtype))]
-    about = {**measure.environment(), "dtype": dtype, "repeats": repeats}
+    about = {**measure.environment(device), "dtype": dtype, "repeats": repeats}
     wanted = [{**about, "size": n, "id": id_, "encoded": x} for n in sides for id_ in ids for x in measure.ENCODED]
     known = {measure.key(row): row for row in _rows_of(out)} if out is not None else {}
     rows = [known[k] for k in map(measure.key, wanted) if k in known]
     total = len(wanted) - len(sides)  # the selector has nothing pre-encoded
-    for row in measure.rows(sides, dtype, repeats, schemes, known):
+    for row in measure.rows(sides, dtype, repeats, schemes, known, device):
         rows.append(row)
         if out is not None:
             _append(out, row)
@@ -1209,7 +1214,7 @@ def bench_amm(sizes: str, dtype: str, schemes: str, repeats: int, out: str | Non
         print(f"{where} {row['ratio']['p50']:.2f}" + ("" if row["ok"] else " WRONG"), file=sys.stderr)
     rows.sort(key=lambda row: sides.index(row["size"]))  # what was there before in its place
     if as_json:
-        _print_json({**measure.environment(), "rows": rows})
+        _print_json({**measure.environment(device), "rows": rows})
         return
     keys = ("size", "scheme", "encoded", "choice", "dense")
     columns = [(key, "left") for key in keys] + [(p, "right") for p in ("p20", "p50", "p80", "error")]

@@ -44,7 +44,7 @@ def test_what_is_chosen_by_name() -> None:
 
 @pytest.mark.parametrize(("seconds", "turns"), [(1e-4, 5), (0.5, 5), (1.0, 2), (3.0, 1), (20.0, 1)])
 def test_long_runs_are_repeated_less(seconds: float, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "_time", lambda run, calls=1: seconds)
+    monkeypatch.setattr(measure, "_time", lambda *_: seconds)
     case = measure._Case(16, "fp32")
     runs: list[Any] = [({"encoded": x}, lambda: torch.mm(case.a, case.b), 0.0) for x in ("none", "rhs")]
     first, second = case.measured(runs, "dense", 5)

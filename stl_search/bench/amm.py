@@ -40,15 +40,17 @@ PATIENCE = 8.0  # seconds for the turns of one scheme
 _Run = tuple[dict[str, Any], Callable[[], torch.Tensor], float]  # a row, its product, the error to expect
 
 
-def environment() -> dict[str, Any]:
-    """What the times hang on: processor, threads, versions, commit."""
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """What the times hang on: processor and threads or GPU, versions, commit."""
+    versions = {"torch": str(torch.__version__), "version": __version__, "commit": commit()}
+    if device == "cuda":
+        return {"machine": torch.cuda.get_device_name(), "threads": 0, **versions}
     name = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
     except OSError:
         pass
-    versions = {"torch": str(torch.__version__), "version": __version__, "commit": commit()}
     return {"machine": name, "threads": torch.get_num_threads(), **versions}
 
 
@@ -94,14 +96,16 @@ def rows(
     repeats: int = 5,
     schemes: str = "winners",
     known: Container[tuple[Any, ...]] = frozenset(),
+    device: str = "cpu",
 ) -> Iterator[dict[str, Any]]:
     """For each size n: the open exact selector on n x n x n, then ``chosen`` schemes, without and with B pre-encoded.
 
     ``ratio`` is dense time over the row's, above 1 where the row is faster: quantiles over ``pairs`` of runs, which are
     ``repeats`` for the selector, about half as many for schemes, and fewer where a run takes seconds. Each row carries
-    ``environment`` and what the selector chooses at its size; what ``known`` has by its ``key`` is left out.
+    ``environment`` and what the selector chooses at its size; what ``known`` has by its ``key`` is left out. ``device``
+    is "cpu" or "cuda".
     """
-    about = {"bench": "amm", **environment(), "dtype": dtype, "repeats": repeats}
+    about = {"bench": "amm", **environment(device), "dtype": dtype, "repeats": repeats}
     entries = chosen(schemes, dtype)
     for n in sizes:
         here = {**about, "size": n}
@@ -110,13 +114,14 @@ def rows(
         missing = [e for e in entries if any(key(row) not in known for row in named[e.id])]
         if key(selector) in known and not missing:
             continue
-        found = explain((n, n, n), dtype, show=False)
-        case = _Case(n, dtype)
+        found = explain((n, n, n), dtype, device=device, show=False)
+        case = _Case(n, dtype, device)
         if key(selector) not in known:
             run = partial(amm, case.a, case.b)
             yield from case.measured([(selector, run, found.predicted_error)], found.name, repeats)
         for entry in missing:
-            plan = Plan(store.scheme_of(entry), dtype, "bf16" if dtype == "bf16" else "")  # as speed is asked for
+            product = "bf16" if dtype == "bf16" else ""  # as speed is asked for
+            plan = Plan(store.scheme_of(entry), dtype, product, device=device)
             runs = (partial(amm, case.a, case.b, plan), partial(amm, case.a, encode_rhs(case.b, plan)))
             pair = [
                 ({**row, "scheme": plan.scheme.name}, run, plan.predicted_error)
@@ -128,10 +133,14 @@ def rows(
 class _Case:
     """Two Gaussian n x n matrices, the fastest dense product of them, and a part of what is to come out."""
 
-    def __init__(self, n: int, dtype: str) -> None:
-        generator = torch.Generator().manual_seed(n)
-        self.a, self.b = (torch.randn(n, n, generator=generator).to(torch_dtype(dtype)) for _ in range(2))
-        self.sample = torch.linspace(0, n - 1, SAMPLED).long()  # of every block: schemes err differently in each
+    def __init__(self, n: int, dtype: str, device: str = "cpu") -> None:
+        self.device = device
+        generator = torch.Generator(device).manual_seed(n)
+        self.a, self.b = (
+            torch.randn(n, n, generator=generator, device=device).to(torch_dtype(dtype)) for _ in range(2)
+        )
+        # of every block: schemes err differently in each
+        self.sample = torch.linspace(0, n - 1, SAMPLED, device=device).long()
         self.exact = self.a[self.sample].double() @ self.b.double()
         self.way, self.plain = _fastest(self.a, self.b)
         # Each of n additions rounds, with errors that are independent: they grow as the root of n.
@@ -143,10 +152,12 @@ class _Case:
             float((run()[self.sample].double() - self.exact).norm() / self.exact.norm()) for _, run, _ in runs
         ]  # which also touches the memory that each of them takes
         products = [self.plain, *(run for _, run, _ in runs)]
-        first = [_time(product) for product in products]
+        first = [_time(product, 1, self.device) for product in products]
         calls = max(1, min(5000, int(ENOUGH / max(first[0], 1e-6))))
         turns = max(1, min(repeats, int(PATIENCE / max(sum(first), 1e-6))))
-        times = [[_time(product, calls) for product in products] for _ in range(turns)] if turns > 1 else [first]
+        times = [first]
+        if turns > 1:
+            times = [[_time(product, calls, self.device) for product in products] for _ in range(turns)]
         for i, (row, _, predicted) in enumerate(runs):
             ratios = sorted(turn[0] / turn[i + 1] for turn in times)
             yield {
@@ -159,7 +170,10 @@ class _Case:
 
 
 def _fastest(a: torch.Tensor, b: torch.Tensor) -> tuple[str, Callable[[], torch.Tensor]]:
-    """The fastest dense product of these operands, by three runs of each way, by one where they take seconds."""
+    """The fastest dense product of these operands, by three runs of each way, by one where they take seconds; torch's
+    own on a GPU."""
+    if a.is_cuda:
+        return "torch", partial(torch.matmul, a, b)
     runs = {way: partial(dense.matmul, a, b, way) for way in dense.ways(a.dtype)}
     times: dict[str, list[float]] = {way: [] for way in runs}
     for _ in range(3):
@@ -171,11 +185,20 @@ def _fastest(a: torch.Tensor, b: torch.Tensor) -> tuple[str, Callable[[], torch.
     return best, runs[best]
 
 
-def _time(run: Callable[[], torch.Tensor], calls: int = 1) -> float:
+def _time(run: Callable[[], torch.Tensor], calls: int = 1, device: str = "cpu") -> float:
     """Seconds of a call, after one that is not counted and a pause: threads of other libraries spin for a while.
 
-    A call so long that its threads' waking up does not count is made once.
+    A call so long that its threads' waking up does not count is made once. On a GPU calls are made one upon another, as
+    a program makes them, and waited for together.
     """
+    if device == "cuda":
+        run()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start) / calls
     time.sleep(calibrate.SETTLE)
     start = time.perf_counter()
     run()
