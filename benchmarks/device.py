@@ -1,12 +1,15 @@
 """The GPU kernels on the machine at hand: correct first, then fast against what this GPU can do.
 
     python benchmarks/device.py [--sizes 4096 8192 16384] [--ranks 12 16 24 32 49] [--dtype bf16] [--tune]
+        [--only check|measure] [--methods unfused arrival registers]
 
 Encode and decode against the measured copy bandwidth, products against torch.bmm, the whole product with B encoded in
-advance against dense torch.matmul and against its roofline: dense time * r / t^3 + the time to copy what encoding A
-and decoding move, all measured here. Each row, one JSON object a line, carries machine, versions, commit, dtype, sizes,
-p20/p50/p80 in milliseconds and the baseline measured beside it; rows go to benchmarks/results/. Without a GPU it says
-so and stops.
+advance against dense torch.matmul and against its roofline: dense time * r / t^3 + the time to copy what encoding A and
+decoding move, all measured here. Times are the GPU's: before each, caches are swept by a long write, behind which the
+call waits ready; ``host_us`` is what the call itself takes of the processor, below which no program that makes it again
+and again can come without a CUDA graph. Each row, one JSON object a line, carries machine, versions, commit, dtype,
+sizes, p20/p50/p80 in milliseconds and the baseline measured beside it; rows go to benchmarks/results/. Without a GPU it
+says so and stops.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +38,16 @@ from stl_search.scheme import Scheme
 RESULTS = Path(__file__).resolve().parent / "results"
 ROOT = RESULTS.parent.parent
 Call = Callable[[], Any]
-REPEATS, WARM = 30, 5
+REPEATS, WARM = 20, 5
+SWEPT = 1 << 30  # bytes
+METHODS = ("auto", "unfused", "arrival", "registers")
 
 
 def scheme_for(rank: int) -> Scheme:
-    """The best <4,4,4> scheme of that rank in the catalog at bf16; <2,2,2> for rank 7."""
+    """The exact <4,4,4> scheme of that rank over Z in the catalog, else the best at bf16; <2,2,2> for rank 7."""
     shape = (2, 2, 2) if rank == 7 else (4, 4, 4)
-    return store.scheme_of(store.best(shape, rank, None, "bf16"), shape)
+    exact = store.candidates(shape, rank, None, "Z")
+    return store.scheme_of(store.best(shape, rank, None, "bf16", "Z" if exact else None), shape)
 
 
 def tolerance(plan: Plan, operands: str) -> float:
@@ -98,12 +106,33 @@ def check(plan: Plan, device: str, size: tuple[int, int, int]) -> float:
 
 
 def milliseconds(call: Call) -> float:
+    """Time on the GPU, with cold caches."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    sweep().zero_()
     start.record()
     call()
     end.record()
     end.synchronize()
     return float(start.elapsed_time(end))
+
+
+@cache
+def sweep() -> torch.Tensor:
+    """What is written before each timed call: larger than any cache, and long enough for the processor to get ahead."""
+    return torch.empty(SWEPT, dtype=torch.uint8, device="cuda")
+
+
+def host_microseconds(call: Call) -> float:
+    """Time of the processor alone, the GPU being busy with something else."""
+    torch.cuda.synchronize()
+    for _ in range(WARM):
+        sweep().zero_()
+    start = time.perf_counter()
+    for _ in range(WARM):
+        call()
+    found = (time.perf_counter() - start) / WARM * 1e6
+    torch.cuda.synchronize()
+    return found
 
 
 def quantiles(times: list[float]) -> dict[str, float]:
@@ -140,8 +169,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def rows_for(plan: Plan, n: int, say: Callable[[dict[str, Any]], None]) -> None:
-    """Measures one scheme on square operands of side n."""
+def rows_for(plan: Plan, n: int, methods: Sequence[str], say: Callable[[dict[str, Any]], None]) -> None:
+    """Measures one scheme on square operands of side n, products and decoding fused by each of the methods."""
     t, rank, kind = plan.scheme.shape[0], plan.scheme.rank, torch_dtype(plan.dtype)
     a, b = (torch.randn(n, n, device="cuda").to(kind) for _ in range(2))
     u, v, w = (torch.from_numpy(f.copy()).float() for f in plan.factors)
@@ -156,8 +185,10 @@ def rows_for(plan: Plan, n: int, say: Callable[[dict[str, Any]], None]) -> None:
 
     def row(what: str, call: Call, baseline: Call, name: str, **more: Any) -> dict[str, Any]:
         own, other = measure(call, baseline)
-        ratio = other["p50"] / own["p50"]
-        say({"what": what, **about, **own, "baseline": {"name": name, **other}, "ratio": ratio, **more})
+        ratio, host = other["p50"] / own["p50"], host_microseconds(call)
+        say(
+            {"what": what, **about, **own, "host_us": host, "baseline": {"name": name, **other}, "ratio": ratio, **more}
+        )
         return other
 
     def copier(moved: int) -> Call:
@@ -175,7 +206,7 @@ def rows_for(plan: Plan, n: int, say: Callable[[dict[str, Any]], None]) -> None:
         call = lambda p=p: gpu.decode(p, w, n, n, plan.layout, plan.dtype)  # noqa: E731
         row("decode", call, copier(moved_c), "copy of the bytes moved", products=stored)
         plain = lambda stored=stored: gpu.product(a_hat, b_hat, stored, method="bmm")  # noqa: E731
-        for method in ("auto", "triton"):
+        for method in ("auto", *(["triton"] if len(methods) > 1 else [])):
             call = lambda s=stored, m=method: gpu.product(a_hat, b_hat, s, method=m)  # noqa: E731
             row("product", call, plain, "torch.bmm", products=stored, method=method)
 
@@ -184,11 +215,15 @@ def rows_for(plan: Plan, n: int, say: Callable[[dict[str, Any]], None]) -> None:
             return gpu.product_decode(hat, b_hat, w, n, n, plan.layout, plan.dtype, product_dtype=stored, method=method)
 
         copied = sum(quantiles([milliseconds(copier(x)) for _ in range(REPEATS)])["p50"] for x in (moved, moved_c))
-        for method in ("auto", "unfused", "arrival", *(["registers"] if t == 2 else [])):
-            own, dense = measure(lambda m=method: whole(m), lambda: torch.matmul(a, b))
+        for method in methods:
+            if method == "registers" and t != 2:
+                continue
+            call = lambda m=method: whole(m)  # noqa: E731
+            own, dense = measure(call, lambda: torch.matmul(a, b))
             roofline = dense["p50"] * rank / t**3 + copied
             say(
-                {"what": "amm, B encoded in advance", **about, **own, "baseline": {"name": "torch.matmul", **dense}}
+                {"what": "amm, B encoded in advance", **about, **own, "host_us": host_microseconds(call)}
+                | {"baseline": {"name": "torch.matmul", **dense}}
                 | {"ratio": dense["p50"] / own["p50"], "products": stored, "method": method}
                 | {"roofline_ms": roofline, "of_roofline": roofline / own["p50"]}
             )
@@ -200,6 +235,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--ranks", type=int, nargs="+", default=[7, 12, 16, 24, 32, 49])
     parser.add_argument("--dtype", choices=["bf16", "fp16"], default="bf16")
     parser.add_argument("--tune", action="store_true", help="measure configurations first and keep them for this GPU")
+    parser.add_argument("--only", choices=["check", "measure"], help="check the kernels, or measure them, alone")
+    parser.add_argument(
+        "--methods", choices=METHODS, nargs="+", default=METHODS, help="how to fuse, see product_decode"
+    )
     options = parser.parse_args(arguments)
     if not gpu.available():
         print("nothing measured: this needs a CUDA GPU and triton", file=sys.stderr)
@@ -208,9 +247,11 @@ def main(arguments: list[str]) -> int:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"device-{re.sub('[^A-Za-z0-9]+', '-', where['machine'])}.jsonl"
     plans = [Plan(scheme_for(rank), options.dtype, device="cuda") for rank in options.ranks]
-    for plan in plans:
+    for plan in plans if options.only != "measure" else ():
         worst = check(plan, "cuda", (777, 1290, 530))
         print(f"correct: {plan.scheme.name}, largest deviation {worst:.2f} of what is allowed", flush=True)
+    if options.only == "check":
+        return 0
     with path.open("a", encoding="utf-8") as file:
 
         def say(row: dict[str, Any]) -> None:
@@ -221,8 +262,8 @@ def main(arguments: list[str]) -> int:
             for plan in plans:
                 if options.tune:
                     with tuning.measuring():
-                        rows_for(plan, n, lambda row: None)
-                rows_for(plan, n, say)
+                        rows_for(plan, n, options.methods, lambda row: None)
+                rows_for(plan, n, options.methods, say)
     print(f"rows added to {path}")
     return 0
 

@@ -14,6 +14,7 @@ import torch
 from stl_search.kernels import reference
 from stl_search.kernels.plan import LAYOUTS, Plan, torch_dtype
 from stl_search.runtime.amm import EncodedOperand, amm, encode_lhs, encode_rhs
+from stl_search.scheme import Scheme
 from stl_search.testing import STRASSEN
 from stl_search.transform import classical, kron
 
@@ -50,6 +51,10 @@ def products(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
+def plan_for(scheme: Scheme, stored: str, **more: Any) -> Plan:
+    return Plan(scheme, stored, device=DEVICE, **more)
+
+
 def tuned(monkeypatch: pytest.MonkeyPatch, use: str) -> None:
     """As if that form had been measured to be the fastest on this GPU."""
     real = tuning.choose
@@ -58,6 +63,9 @@ def tuned(monkeypatch: pytest.MonkeyPatch, use: str) -> None:
         if key.kernel != "product_decode":
             return real(key, uses, *rest)
         assert use in uses
+        if DEVICE == "cuda":
+            shipped = tuning.shipped(tuning.architecture(torch.cuda.get_device_capability()), key)
+            return next(config for config in shipped if config["use"] == use)
         return {"use": use} | tuning.INTERPRETER | tuning.INTERPRETER_MORE.get(use, {})
 
     monkeypatch.setattr(tuning, "choose", choose)
@@ -81,7 +89,7 @@ def exact(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def test_amm(stored: str, layout: str, use: str, products: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ragged, with a batch; whole numbers below 2^8, which every precision holds."""
     tuned(monkeypatch, use)
-    plan = Plan(STRASSEN, stored, layout=layout)
+    plan = plan_for(STRASSEN, stored, layout=layout)
     a, b = operands(stored, (2, 9, 21), (21, 13))
     c = amm(a, b, plan)
     assert c.dtype == torch_dtype(plan.out)
@@ -97,7 +105,7 @@ def test_amm(stored: str, layout: str, use: str, products: list[Any], monkeypatc
 def test_rounding_is_that_of_the_reference(stored: str) -> None:
     """Gaussian operands and a scheme over R: the same numbers are rounded the same way, sums run in another order."""
     scheme = kron(STRASSEN, classical((1, 2, 1)))
-    plan = Plan(scheme, stored, out="fp32")
+    plan = plan_for(scheme, stored, out="fp32")
     generator = torch.Generator().manual_seed(0)
     kind = torch.bfloat16 if stored == "fp8_e4m3" else torch_dtype(stored)
     a, b = (torch.randn(s, generator=generator).to(DEVICE, kind) for s in ((11, 30), (30, 7)))
@@ -117,7 +125,7 @@ def test_rounding_is_that_of_the_reference(stored: str) -> None:
 @pytest.mark.parametrize(("stored", "layout"), [*zip(STORED, LAYOUTS * 2, strict=True), ("fp8_e4m3", "tile")])
 def test_encoded_operands(stored: str, layout: str, products: list[Any], tmp_path: Path) -> None:
     """Made in advance, read from a file, on either side; fp8 slices of B lie with their rows' index innermost."""
-    plan = Plan(STRASSEN, stored, layout=layout)
+    plan = plan_for(STRASSEN, stored, layout=layout)
     a, b = operands(stored, (9, 21), (21, 13))
     left, right = encode_lhs(a, plan), encode_rhs(b, plan)
     right.save(tmp_path / "b")
@@ -134,15 +142,15 @@ def test_encoded_operands(stored: str, layout: str, products: list[Any], tmp_pat
 
 def test_what_the_kernels_do_not_take_goes_another_way(products: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = operands("fp32", (5, 8), (8, 3))
-    for plan in (Plan(STRASSEN, "fp64"), Plan(classical((9, 8, 1)), "fp32")):
+    for plan in (plan_for(STRASSEN, "fp64"), plan_for(classical((9, 8, 1)), "fp32")):
         torch.testing.assert_close(amm(a, b, plan).double(), exact(a, b), rtol=0, atol=0)
     x = a.clone().requires_grad_()
-    c = amm(x, b, Plan(STRASSEN, "fp8_e4m3"))  # with a gradient
+    c = amm(x, b, plan_for(STRASSEN, "fp8_e4m3"))  # with a gradient
     c.sum().backward()
     torch.testing.assert_close(x.grad.double(), exact(torch.ones_like(c.detach()), b.mT))
     assert not gpu_multiply.applies(Plan(STRASSEN, "fp32", complex=True), a.device)
     monkeypatch.setattr(tuning, "multiplies_fp8", lambda device: False)
-    torch.testing.assert_close(amm(a, b, Plan(STRASSEN, "fp8_e4m3")).double(), exact(a, b), rtol=0, atol=0)
+    torch.testing.assert_close(amm(a, b, plan_for(STRASSEN, "fp8_e4m3")).double(), exact(a, b), rtol=0, atol=0)
     assert products == []
 
 
@@ -150,7 +158,7 @@ def test_what_the_kernels_do_not_take_goes_another_way(products: list[Any], monk
 def test_the_operator(stored: str, layout: str, use: str, products: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Factors on the host, so that decoding can be fused."""
     tuned(monkeypatch, use)
-    plan = Plan(STRASSEN, stored, layout=layout)
+    plan = plan_for(STRASSEN, stored, layout=layout)
     u, v, w = (plan.coefficients(side, "fp32", "cpu") for side in ("lhs", "rhs", "out"))
     a, b = operands(stored, (3, 1, 9, 21), (2, 21, 13))
     kinds = torch_dtype(stored), torch.float32, torch_dtype(plan.out)

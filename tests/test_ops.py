@@ -110,7 +110,9 @@ def test_fp8_is_stored_with_scales(device: str) -> None:
         for x, f in ((a.detach(), u.detach()), (b.detach(), v.detach()))
     ]
     expected = reference.decode(reference.product(*hats), w.detach(), 3, 5, "tile")
-    torch.testing.assert_close(c, expected)
+    # A GPU's tensor cores add products of fp8 with 13 bits behind the point of the largest.
+    few = 2.0**-13 * float(expected.abs().max()) if device == "cuda" else 1e-5
+    torch.testing.assert_close(c, expected, rtol=1.3e-6, atol=few)
     assert float((c - wide).norm() / c.norm()) > 1e-3
     torch.library.opcheck(op, (a, b, u, v, w, "tile", FP8, F32, F32))
 
