@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ DTYPES = ("bf16", "fp16", "fp32")
 ACTIVATIONS = ("relu", "gelu", "silu")
 # Constants beyond these make kernels that take long to compile; parts beyond that do not fit in registers.
 MOST_CONSTANTS, MOST_PARTS = 4096, 64
-MOST_HOSTS = 1024  # arrays of coefficients that are kept ready
+MOST_HOSTS = 1024  # arrays of coefficients that are kept ready, and calls
 # Multiply-adds for each byte moved that cost a GPU's ordinary cores no more time than its memory needs.
 FLOPS_PER_BYTE = 4.0
 
@@ -65,6 +66,10 @@ def encode(
     Any strides; a ragged edge is masked. ``method`` is "auto", "unrolled" or "dot". Raises UsageError for other
     dtypes, layouts and methods, and for more than 64 parts.
     """
+    key_again = _again_key("encode", (x,), coefficients, layout, out_dtype, method)
+    if (known := _again.get(key_again)) is not None:
+        return Stored(known(x))
+    given = x
     name = _check(x, "x", DTYPES)
     out_name = _known(out_dtype, (*DTYPES, "fp8_e4m3"), "out_dtype")
     r, m, k = _shape(coefficients)
@@ -75,7 +80,7 @@ def encode(
     moved = m * k * x.element_size() + r * out.element_size()
     constants = _constants(coefficients, moved)
 
-    def run(config: Config, out: Tensor | None, scale: Tensor | None, peak: Tensor | None) -> None:
+    def run(config: Config, out: Tensor | None, scale: Tensor | None, peak: Tensor | None) -> tuning.Launch | None:
         from stl_search.kernels import triton_encode
 
         meta, options = _split(config)
@@ -84,21 +89,11 @@ def encode(
         grid = (len(x) * -(-height // meta["HIGH"]) * -(-width // meta["WIDE"]),)
         if config["use"] == "unrolled":
             assert constants is not None
-            tuning.launch(
-                triton_encode.encode_unrolled,
-                grid,
-                x,
-                *shared,
-                COEFFICIENTS=constants.values,
-                R=r,
-                **flags,
-                **meta,
-                **options,
-            )
-        else:
-            u = _on_device(coefficients, x.device)
-            flags |= {"PARTS": _padded(m * k)} | _precision(name, out_name)
-            tuning.launch(triton_encode.encode_dot, grid, x, u, *shared, r, **flags, **meta, **options)
+            flags |= {"COEFFICIENTS": constants.values, "R": r}
+            return tuning.launch(triton_encode.encode_unrolled, grid, x, *shared, **flags, **meta, **options)
+        u = _on_device(coefficients, x.device)
+        flags |= {"PARTS": _padded(m * k)} | _precision(name, out_name)
+        return tuning.launch(triton_encode.encode_dot, grid, x, u, *shared, r, **flags, **meta, **options)
 
     if not out.numel():
         return Stored(out, out.new_ones((r, *batch, 1, 1), dtype=torch.float32) if out_name == "fp8_e4m3" else None)
@@ -106,7 +101,7 @@ def encode(
         key = tuning.Key("encode", f"{name}-{out_name}", _parts_class(m * k, constants))
         config = tuning.choose(key, _eligible(constants, method), x.device, lambda c: run(c, out, None, None))
         if out_name != "fp8_e4m3":
-            run(config, out, None, None)
+            _remember(key_again, coefficients, run(config, out, None, None), given, x, out)
             return Stored(out)
         peak = x.new_zeros((r, *batch, 1, 1), dtype=torch.int32)
         run(config, None, None, peak)
@@ -133,6 +128,12 @@ def decode(
     ``coefficients`` on the device may also be (batch, r, m, n), other ones for each batch. ``method`` is "auto",
     "unrolled" or "dot". Raises UsageError for other dtypes, layouts and methods, and for sizes that do not agree.
     """
+    key_again = None
+    if bias is None:
+        key_again = _again_key("decode", (p,), coefficients, rows, cols, layout, out_dtype, activation, method)
+        if (known := _again.get(key_again)) is not None:
+            return known(p)
+    given = p
     name = _check(p, "p", DTYPES)
     out_name = _known(out_dtype, DTYPES, "out_dtype")
     own = coefficients.ndim == 4
@@ -148,7 +149,7 @@ def decode(
     if not out.numel():
         return out
 
-    def run(config: Config) -> None:
+    def run(config: Config) -> tuning.Launch | None:
         from stl_search.kernels import triton_decode
 
         meta, options = _split(config)
@@ -157,26 +158,17 @@ def decode(
         grid = (p.shape[1] * -(-height // meta["HIGH"]) * -(-width // meta["WIDE"]),)
         if config["use"] == "unrolled":
             assert constants is not None
-            tuning.launch(
-                triton_decode.decode_unrolled,
-                grid,
-                p,
-                *shared,
-                COEFFICIENTS=constants.values,
-                R=r,
-                **flags,
-                **meta,
-                **options,
-            )
-        else:
-            w = _on_device(coefficients, p.device)
-            flags |= {"PARTS": _padded(m * n)} | _precision(name, out_name)
-            w_batch = r * m * n if own else 0
-            tuning.launch(triton_decode.decode_dot, grid, p, w, *shared, r, w_batch, **flags, **meta, **options)
+            flags |= {"COEFFICIENTS": constants.values, "R": r}
+            return tuning.launch(triton_decode.decode_unrolled, grid, p, *shared, **flags, **meta, **options)
+        w = _on_device(coefficients, p.device)
+        flags |= {"PARTS": _padded(m * n)} | _precision(name, out_name)
+        w_batch = r * m * n if own else 0
+        return tuning.launch(triton_decode.decode_dot, grid, p, w, *shared, r, w_batch, **flags, **meta, **options)
 
     with _guard(p):
         key = tuning.Key("decode", f"{name}-{out_name}", _parts_class(m * n, constants))
-        run(tuning.choose(key, _eligible(constants, method), p.device, run))
+        made = run(tuning.choose(key, _eligible(constants, method), p.device, run))
+        _remember(key_again, coefficients, made, given, p, out)
     return out
 
 
@@ -197,6 +189,11 @@ def product(
     "auto" takes too until a measurement on this GPU says otherwise). Raises UsageError for operands that do not go
     together.
     """
+    key_again = None
+    if scales is None:
+        key_again = _again_key("product", (a, b), None, out_dtype, method, tf32)
+        if (known := _again.get(key_again)) is not None:
+            return known(a, b)
     pair = _Pair(a, b, scales)
     out_name = _known(out_dtype, DTYPES, "out_dtype")
     out = a.new_empty((pair.rank, *pair.batch, pair.height, pair.width), dtype=torch_dtype(out_name))
@@ -231,7 +228,10 @@ def product(
     with _guard(a):
         key = tuning.Key("product", f"{pair.name}-{out_name}", pair.size_class)
         uses = ("bmm", "triton") if pair.has_bmm(out_name) else ("triton",)
-        run(tuning.choose(key, _among(uses, method), a.device, run))
+        config = tuning.choose(key, _among(uses, method), a.device, run)
+        run(config)
+    if key_again is not None and config["use"] == "bmm" and a.ndim == b.ndim == 3:
+        _keep(key_again, None, partial(_bmm, dtype=out.dtype))
     return out
 
 
@@ -258,6 +258,12 @@ def product_decode(
     of q, while they are in L2; "auto" takes what was measured on this GPU, else "unfused". The fused forms need
     coefficients on the host. ``product_dtype`` is what products are stored in. Raises UsageError as those two do.
     """
+    key_again = None
+    if scales is None and bias is None:
+        asked = (rows, cols, layout, out_dtype, product_dtype, activation, method, tf32)
+        key_again = _again_key("product_decode", (a, b), coefficients, *asked)
+        if (known := _again.get(key_again)) is not None:
+            return known(a, b)
     pair = _Pair(a, b, scales)
     out_name = _known(out_dtype, DTYPES, "out_dtype")
     product_name = _known(product_dtype, DTYPES, "product_dtype")
@@ -268,16 +274,19 @@ def product_decode(
     if constants is not None and math.prod(pair.batch) * rows * cols:
         uses += (["registers"] if m * n <= 4 else []) + (["arrival"] if m * n <= 16 else [])
     steps = _steps(layout, m, n, pair.height, pair.width)
-    out = a.new_empty((*pair.batch, rows, cols), dtype=torch_dtype(out_name))
+
+    def unfused(a: Tensor, b: Tensor) -> Tensor:
+        p = product(a, b, product_name, scales, tf32=tf32)
+        return decode(p, coefficients, rows, cols, layout, out_name, bias=bias, activation=activation)
 
     def run(config: Config) -> Tensor:
         if config["use"] == "unfused":
-            p = product(a, b, product_name, scales, tf32=tf32)
-            return decode(p, coefficients, rows, cols, layout, out_name, bias=bias, activation=activation)
+            return unfused(a, b)
         from stl_search.kernels import triton_product
 
         assert constants is not None
         meta, options = _split(config)
+        out = a.new_empty((*pair.batch, rows, cols), dtype=torch_dtype(out_name))
         tiles = pair.count * pair.tiles(meta)
         sizes = (out, bias, rows, cols, pair.count, pair.height, pair.width, pair.inner, *pair.strides, *steps[:2])
         flags = {"COEFFICIENTS": constants.values, "R": r, "M": m, "N": n} | steps[2] | pair.flags(meta, tf32)
@@ -307,7 +316,10 @@ def product_decode(
         key = tuning.Key(
             "product_decode", f"{pair.name}-{product_name}-{out_name}", f"{_parts_size(m * n)}/{pair.size_class}"
         )
-        return run(tuning.choose(key, _among(uses, method), a.device, run))
+        config = tuning.choose(key, _among(uses, method), a.device, run)
+        if key_again is not None and config["use"] == "unfused":
+            _keep(key_again, coefficients, unfused)
+        return run(config)
 
 
 def residuals(u: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,6 +347,65 @@ def residuals(u: Tensor, v: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
             factors = (x.contiguous() for x in (u, v, w))
             tuning.launch(triton_score.residuals, (count * m * k,), *factors, error, gain, r, **flags, **options)
     return error.sum(1) / (m * k * n), gain.sum(1) / (m * k * n)
+
+
+# -- calls that were made before ---------------------------------------------------------------------------------------
+
+# What was asked, of operands of which sizes, strides, dtypes and alignment -> what does it again at once. A call takes
+# the processor tens of microseconds, most of it to find out what these facts already say.
+_again: dict[Any, Callable[..., Tensor]] = {}
+_held: dict[int, Any] = {}  # the coefficients of such calls, by the address that stands for them
+
+
+def _again_key(what: str, operands: tuple[Tensor, ...], coefficients: Coefficients | None, *asked: Any) -> Any:
+    """What a call may be known by; None where it may not: coefficients that can change, configurations that are being
+    measured, operands on another device than the current one."""
+    if coefficients is not None and (isinstance(coefficients, Tensor) or coefficients.flags.writeable):
+        return None
+    settled = tuning.settled()
+    first = operands[0]
+    if settled is None or not (first.get_device() == torch.cuda.current_device() if first.is_cuda else interpreted()):
+        return None
+    facts = tuple((x.shape, x.stride(), x.dtype, x.device, x.data_ptr() % 16) for x in operands)
+    return what, settled, facts, id(coefficients), asked
+
+
+def _remember(
+    key: Any, coefficients: Coefficients, made: tuning.Launch | None, given: Tensor, flat: Tensor, out: Tensor
+) -> None:
+    """Keeps a launch on ``flat``, a view of ``given``, into ``out``."""
+    if key is None or made is None or flat.data_ptr() != given.data_ptr():
+        return
+    shape, dtype, run = tuple(out.shape), out.dtype, made.repeat(flat, out)
+
+    def again(x: Tensor) -> Tensor:
+        out = x.new_empty(shape, dtype=dtype)
+        run(x, out)
+        return out
+
+    _keep(key, coefficients, again)
+
+
+def _keep(key: Any, coefficients: Coefficients | None, again: Callable[..., Tensor]) -> None:
+    if len(_again) >= MOST_HOSTS:
+        _again.clear()
+        _held.clear()
+    _again[key] = again
+    _held[id(coefficients)] = coefficients
+
+
+def _bmm(a: Tensor, b: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+    """torch's product of (r, M', K') and (r, K', N') into ``dtype``."""
+    if out is None:
+        out = a.new_empty((a.shape[0], a.shape[1], b.shape[2]), dtype=dtype)
+    if dtype == a.dtype:
+        torch.bmm(a, b, out=out)
+    else:
+        torch.ops.aten.bmm.dtype_out(a, b, dtype, out=out)
+    return out
+
+
+# -- operands and coefficients as kernels see them ---------------------------------------------------------------------
 
 
 class _Pair:
@@ -406,11 +477,7 @@ class _Pair:
             a, b = self.a.reshape(self.rank, self.count * self.height, self.inner), self.b[:, 0]
         else:
             a, b = (x.reshape(self.rank * self.count, *x.shape[2:]) for x in (self.a, self.b))
-        flat = out.view(a.shape[0], a.shape[1], b.shape[2])
-        if flat.dtype == a.dtype:
-            torch.bmm(a, b, out=flat)
-        else:
-            torch.ops.aten.bmm.dtype_out(a, b, flat.dtype, out=flat)
+        _bmm(a, b, out.dtype, out.view(a.shape[0], a.shape[1], b.shape[2]))
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from stl_search.errors import UsageError
 __all__ = [
     "ARCHITECTURES",
     "Key",
+    "Launch",
     "cache_file",
     "choose",
     "defaults",
@@ -36,6 +37,7 @@ __all__ = [
     "measuring",
     "multiplies_fp8",
     "programs",
+    "settled",
     "source_hash",
     "tracing",
 ]
@@ -50,11 +52,10 @@ INTERPRETER_MORE: dict[str, Config] = {
     "registers": {"DEEP": 16, "GROUP": 2},
     "arrival": {"DEEP": 16, "GROUP": 2, "BESIDE": 3, "STRIP": 8},
 }
-REMEMBERED = 4096  # launches
 PLAIN = (("bmm",), ("unfused",))  # forms without a kernel of their own: nothing to configure
 _measuring: ContextVar[bool] = ContextVar("measuring", default=False)
 _trace: ContextVar[Trace | None] = ContextVar("trace", default=None)
-_compiled: dict[Any, tuple[Any, tuple[Any, ...], tuple[Any, ...]]] = {}  # what was launched -> kernel, its constants
+_changes = [0]  # how often a configuration was measured
 
 
 @dataclass
@@ -105,30 +106,53 @@ def traced() -> Trace | None:
     return _trace.get()
 
 
-def launch(kernel: Any, grid: tuple[int], *args: Any, **keywords: Any) -> None:
+@dataclass(frozen=True)
+class Launch:
+    """A launch as it was made: the compiled kernel over its grid, what it took at run time, and its constants."""
+
+    run: Callable[..., Any]
+    args: tuple[Any, ...]
+    constants: tuple[Any, ...]
+
+    def repeat(self, *tensors: torch.Tensor) -> Callable[..., None]:
+        """What makes it again, on others in the place of these tensors: of the same dtypes and alignment.
+
+        Triton's own look at every argument is left out, which takes longer than kernels of small operands do.
+        """
+        places = [next(i for i, x in enumerate(self.args) if x is tensor) for tensor in tensors]
+        blank = [None if i in places else x for i, x in enumerate(self.args)] + list(self.constants)
+        run = self.run
+
+        def again(*others: torch.Tensor) -> None:
+            args = blank.copy()
+            for place, other in zip(places, others, strict=True):
+                args[place] = other
+            run(*args)
+
+        return again
+
+
+def launch(kernel: Any, grid: tuple[int], *args: Any, **keywords: Any) -> Launch | None:
     """Runs a Triton kernel over ``grid``, or notes it where launches are traced.
 
-    ``args`` are what the kernel takes at run time, a tensor first, ``keywords`` its constants and the compiler's
-    options. What was compiled for the same numbers before runs at once, without Triton's own look at every argument,
-    which takes longer than kernels of small operands do.
+    ``args`` are what the kernel takes at run time, ``keywords`` its constants and the compiler's options. Returns what
+    may be repeated; None where nothing was compiled (traced, or interpreted).
     """
     if (trace := _trace.get()) is not None:
         trace.launches.append((kernel, args, keywords))
-        return
-    # Numbers count as they are, tensors by dtype and alignment, which is all that Triton compiles for; tuples, which
-    # are long, by their address, and are kept here so that it stays theirs.
-    given = tuple((x.dtype, x.data_ptr() % 16) if isinstance(x, torch.Tensor) else x for x in args)
-    fixed = tuple(id(x) if isinstance(x, tuple) else x for x in keywords.values())
-    key = (id(kernel), args[0].get_device(), given, fixed)
-    if (known := _compiled.get(key)) is not None:
-        known[0][(*grid, 1, 1)](*args, *known[1])
-        return
+        return None
     made = kernel[grid](*args, **keywords)
-    if made is not None and hasattr(made, "asm"):  # none from Triton's interpreter
-        if len(_compiled) >= REMEMBERED:
-            _compiled.clear()
-        constants = tuple(keywords[name] for name in kernel.arg_names[len(args) :])
-        _compiled[key] = made, constants, tuple(keywords.values())
+    if not hasattr(made, "asm"):  # Triton's interpreter makes nothing
+        return None
+    constants = tuple(keywords[name] for name in kernel.arg_names[len(args) :])
+    return Launch(made[(*grid, 1, 1)], args, constants)
+
+
+def settled() -> int | None:
+    """A number that changes when configurations were measured anew; None while they are measured, or traced."""
+    if _trace.get() is not None or _measuring.get() or os.environ.get("STL_AUTOTUNE") == "1":
+        return None
+    return _changes[0]
 
 
 @cache
@@ -187,6 +211,7 @@ def choose(key: Key, uses: tuple[str, ...], device: torch.device, run: Callable[
     if len(options) > 1 and (_measuring.get() or os.environ.get("STL_AUTOTUNE") == "1"):
         options = sorted(options, key=lambda config: _seconds(run, config))
         measured[text] = options[0]
+        _changes[0] += 1
         _save(_device_name(device), measured)
     return options[0]
 

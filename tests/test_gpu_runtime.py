@@ -10,13 +10,10 @@ import torch
 from click.testing import CliRunner
 
 from stl_search.cli import main
-from stl_search.kernels import gpu, reference, tuning
-from stl_search.kernels.plan import Plan
 from stl_search.runtime import amm as runtime
 from stl_search.runtime import calibrate
 from stl_search.runtime.amm import amm
 from stl_search.runtime.dispatch import explain
-from stl_search.testing import STRASSEN
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -24,22 +21,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def gaussian(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator).to("cuda", dtype)
-
-
-def test_what_was_compiled_is_launched_again_for_the_same_numbers_alone() -> None:
-    """Aligned, not aligned, other sizes, dtypes and coefficients, in turn and twice: each by code made for it."""
-    tuning._compiled.clear()
-    u = torch.from_numpy(Plan(STRASSEN).factors[0].copy()).float()
-    wide = gaussian(70, 131)
-    operands = [wide[:64, :128], wide[:64, 1:129], wide[1:65, :64], wide.bfloat16()[:64, :128]]
-    for _ in range(2):
-        for x in operands:
-            for factor in (u, 3 * u):
-                for method in ("unrolled", "dot"):
-                    found = gpu.encode(x, factor, "block", "fp32", method=method).data
-                    expected = reference.encode(x.float(), factor.to("cuda"), "block")
-                    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-5)
-    assert len(tuning._compiled) == len(operands) * (2 + 1)  # coefficients are compiled in where they are unrolled
 
 
 def test_a_small_product_is_plain_and_known_at_once() -> None:
