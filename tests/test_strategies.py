@@ -1,5 +1,7 @@
 """Every strategy keeps the contract of stl_search.testing, on a small problem of each kind it applies to."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -50,6 +52,31 @@ class TestDeflate(StrategyContract):
 def test_an_unknown_strategy_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match=r"known: batch, border, cheap, compose, deflate,.* numeric"):
         strategy.get("magic")
+
+
+@pytest.mark.parametrize("ring", ["R", "Q", "Z", "ZT", "Z2"])
+@pytest.mark.parametrize(
+    ("shape", "rank"),
+    [
+        ((2, 2, 2), 7),
+        ((2, 3, 3), 14),
+        ((3, 3, 3), 23),
+        ((4, 4, 4), 47),
+        ((4, 4, 4), 48),
+        ((4, 5, 5), 73),
+        ((5, 5, 5), 93),
+    ],
+)
+def test_what_a_search_records_gives_each_strategy_the_same_share(
+    shape: tuple[int, int, int], rank: int, ring: str
+) -> None:
+    """A search that names no strategy, and its command, which names those that took part, do the same jobs."""
+    for symmetry in ("", "cyclic") if len(set(shape)) == 1 and ring != "R" else ("",):
+        plain = Problem(shape, rank, ring, symmetry=symmetry)
+        named = dataclasses.replace(plain, strategies=strategy.recorded(plain, Pool(plain)))
+        shares = [[(s.name, w) for s, w in strategy.suitable(p, Pool(p))] for p in (plain, named)]
+        assert shares[0] == shares[1]
+        assert strategy.recorded(named, Pool(named)) == named.strategies
 
 
 def test_a_problem_that_no_chosen_strategy_can_treat_is_refused() -> None:

@@ -541,7 +541,7 @@ class _Run:
             words += ["--dtype", p.dtype]
         words += ["--time", str(self.seconds)] if steps is None else ["--steps", str(steps)]
         words += ["--seed", str(p.seed), "--workers", str(self.workers)]
-        for name in p.strategies or strategy.usual():  # by name, so that a later strategy changes no replay
+        for name in strategy.recorded(p, self.pool):
             words += ["--strategy", name]
         if any(strategy.batched(strategy.get(name)) for name in p.strategies):
             words += ["--device", p.device]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
 from collections.abc import Iterator
 from importlib import import_module
@@ -13,7 +15,7 @@ from stl_search.errors import StlError, UsageError
 from stl_search.scheme import Scheme
 from stl_search.search.problem import Pool, Problem
 
-__all__ = ["Clock", "Strategy", "batched", "get", "names", "register", "suitable", "usual"]
+__all__ = ["Clock", "Strategy", "batched", "get", "names", "recorded", "register", "suitable", "usual"]
 
 # each registers its strategy when imported
 _MODULES = (
@@ -97,6 +99,23 @@ def names() -> tuple[str, ...]:
 def usual() -> tuple[str, ...]:
     """The names of the strategies of a search that names none: all but those that must be named."""
     return tuple(name for name in names() if not _on_request(_REGISTRY[name]))
+
+
+def recorded(problem: Problem, pool: Pool) -> tuple[str, ...]:
+    """The names by which a search of this problem is made again, also when there are more strategies than now.
+
+    Those it names; where it names none the usual ones, less those that serve this problem only where they are named:
+    naming all would call for these too, and give other jobs to other strategies.
+    """
+    return problem.strategies or tuple(name for name in usual() if not _for_the_asking(name, problem, pool))
+
+
+def _for_the_asking(name: str, problem: Problem, pool: Pool) -> bool:
+    """Whether a strategy serves a problem that names it and not one that names none."""
+    named = dataclasses.replace(problem, strategies=(name,))
+    with contextlib.suppress(StlError):  # a symmetry that it does not know
+        return get(name).weight(problem, pool) == 0 < get(name).weight(named, pool)
+    return False
 
 
 def batched(strategy: Strategy) -> bool:

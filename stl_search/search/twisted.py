@@ -71,13 +71,12 @@ class Twisted:
             return 0.0
         if not _orders(problem.shape, problem.rank):
             return 0.0
-        if self.name in problem.strategies:
-            return 1.0
+        named = float(self.name in problem.strategies)
         rational, integral = known.rank(problem.shape, "Q"), known.rank(problem.shape, "Z")
         if not problem.exact:  # what it finds is exact, or no better than what others find
-            return float(rational is not None and problem.rank >= rational.rank)
+            return max(named, float(rational is not None and problem.rank >= rational.rank))
         if problem.ring != "Q":
-            return 0.0  # it has fractions more often than not
+            return named  # it has fractions more often than not
         return _WHERE_FLIPS_FAIL if integral is not None and problem.rank < integral.rank else 1.0
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
