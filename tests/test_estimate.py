@@ -208,13 +208,14 @@ def test_mixing_changes_nothing_but_rounding_where_the_scheme_is_exact(shapes: A
 def test_mixing_makes_the_error_independent_of_structure() -> None:
     """All that counts lies where the scheme does not look: error 1 as it is, the predicted sqrt(1/2) once mixed."""
     n = 96
-    a, b = pair((n, n), (n, n))
+    a, b = np.random.default_rng(1).standard_normal((2, n, n))  # whatever tests ran before
     a[:, : n // 2] *= 1e-3  # HALF keeps the first half of the inner indices
     assert relative_error(amm(a, b, HALF), a, b) > 0.999
     assert relative_error(amm(a, b, HALF, randomize=("signs", 1)), a, b) > 0.999  # signs move no magnitudes
-    for seed in range(3):
-        # The mean over n^2 entries, of n/2 inner terms each: the relative spread is a few times 1/n.
-        assert relative_error(amm(a, b, HALF, randomize=seed), a, b) == pytest.approx(math.sqrt(0.5), rel=0.1)
+    found = [relative_error(amm(a, b, HALF, randomize=seed), a, b) for seed in range(16)]
+    # The prediction is of the mean square over seeds; one seed leaves the half that is kept 1/2 of all but for a tenth.
+    assert math.sqrt(np.mean(np.square(found))) == pytest.approx(math.sqrt(0.5), rel=0.03)
+    assert found == pytest.approx([math.sqrt(0.5)] * 16, rel=0.15)
     np.testing.assert_array_equal(amm(a, b, HALF, randomize=7), amm(a, b, HALF, randomize=7))
 
 
