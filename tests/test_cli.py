@@ -498,6 +498,8 @@ def test_ctrl_c_ends_a_search_with_one_line_and_130(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # as at a terminal, also where the tests were started in the background of a shell, which ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob(".journal/*")) and time.monotonic() < deadline:
