@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import library, nn
 
 from stl_search import transform
 from stl_search.kernels.plan import Plan
@@ -231,7 +231,7 @@ def test_opcheck(encoder: str) -> None:
     rest: tuple[Any, ...] = (None, None, "auto", False, "", 0, None, torch.float64)
     if encoder == "encoded":
         name = compiled._operand_name(id(operand))
-        torch.library.opcheck(compiled.multiply, (a, torch.empty(0, dtype=b.dtype), "", name, [], [7, 4], "", *rest))
+        library.opcheck(compiled.multiply, (a, torch.empty(0, dtype=b.dtype), "", name, [], [7, 4], "", *rest))
         needed = [True, False]
         given = (
             gaussian(2, 5, 4, grad=False),
@@ -244,13 +244,13 @@ def test_opcheck(encoder: str) -> None:
             None,
             needed,
         )
-        torch.library.opcheck(compiled.multiply_gradients, given)
+        library.opcheck(compiled.multiply_gradients, given)
         return
     name = compiled._encoder_name(id(ROUGH)) if encoder == "scheme" else "catalog:best"
-    torch.library.opcheck(compiled.multiply, (a, b, "", "", [], [], name, *rest))
+    library.opcheck(compiled.multiply, (a, b, "", "", [], [], name, *rest))
     for needed in ([True, True], [False, True]):
         given = (gaussian(2, 5, 4, grad=False), a.detach(), b.detach(), "", "", name, None, None, needed)
-        torch.library.opcheck(compiled.multiply_gradients, given)
+        library.opcheck(compiled.multiply_gradients, given)
 
 
 @pytest.mark.parametrize(

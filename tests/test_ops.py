@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import library
 
 from stl_search.kernels import ops, reference
 from stl_search.kernels.plan import LAYOUTS, Plan
@@ -55,7 +56,7 @@ def test_second_derivatives_exist() -> None:
 @pytest.mark.parametrize("name", ["encode", "decode", "product", "amm"])
 def test_opcheck(name: str) -> None:
     op, arguments = cases("block")[name]
-    torch.library.opcheck(op, arguments)
+    library.opcheck(op, arguments)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -97,7 +98,7 @@ def test_opcheck_in_every_precision(
             x.detach().float().requires_grad_() if i >= count and isinstance(x, torch.Tensor) else x
             for i, x in enumerate(given)
         )
-    torch.library.opcheck(op, given, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
+    library.opcheck(op, given, test_utils=("test_schema", "test_faketensor", "test_autograd_registration"))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -114,7 +115,7 @@ def test_fp8_is_stored_with_scales(device: str) -> None:
     few = 2.0**-13 * float(expected.abs().max()) if device == "cuda" else 1e-5
     torch.testing.assert_close(c, expected, rtol=1.3e-6, atol=few)
     assert float((c - wide).norm() / c.norm()) > 1e-3
-    torch.library.opcheck(op, (a, b, u, v, w, "tile", FP8, F32, F32))
+    library.opcheck(op, (a, b, u, v, w, "tile", FP8, F32, F32))
 
 
 @pytest.mark.parametrize("device", DEVICES)
