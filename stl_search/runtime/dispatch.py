@@ -400,8 +400,9 @@ def _choose_open(request: Request, selector: store.Selector, problem: Problem) -
         options = by_time
     shown = by_time[:SHOWN]
     how = "by the cost model"
-    # What ``measured`` may time: one matrix product in memory.
+    # What ``measured`` may time: one matrix product in memory, of some size.
     one = problem.lhs_count == problem.rhs_count == problem.count == 1
+    one = one and not problem.complex and dense_time >= measured.shortest(problem.device)
     for option in options:
         share = option.seconds / dense_time
         if share >= (UNSURE[1] if one else MARGIN):

@@ -22,7 +22,7 @@ from stl_search.kernels import dense, gpu_multiply, multiply
 from stl_search.kernels.plan import Plan, torch_dtype
 from stl_search.runtime import calibrate
 
-__all__ = ["LONGEST", "SHORTEST", "size_class", "slowdown", "timeable"]
+__all__ = ["LONGEST", "SHORTEST", "shortest", "size_class", "slowdown", "timeable"]
 
 # Seconds of the plain product from which a timing, a dozen products, may be made; and what a run takes at least, in
 # which short products are made again and again.
@@ -56,10 +56,15 @@ def size_class(sizes: Sizes, seconds: float, parts: Sizes) -> Sizes:
     return found[0], found[1], found[2]
 
 
+def shortest(device: str) -> float:
+    """Seconds of a plain product on that device from which a timing may be made; infinite where none is."""
+    return SHORTEST.get(torch.device(device).type, math.inf)
+
+
 def timeable(plan: Plan, seconds: float) -> bool:
     """Whether ``slowdown`` takes a plan for a plain product that takes ``seconds``."""
     place = torch.device(plan.device)
-    if plan.complex or seconds < SHORTEST.get(place.type, math.inf):
+    if plan.complex or seconds < shortest(plan.device):
         return False
     return place.type == "cpu" or gpu_multiply.applies(plan, place, plan.dtype)
 
