@@ -206,7 +206,7 @@ def rows_for(plan: Plan, n: int, methods: Sequence[str], say: Callable[[dict[str
         call = lambda p=p: gpu.decode(p, w, n, n, plan.layout, plan.dtype)  # noqa: E731
         row("decode", call, copier(moved_c), "copy of the bytes moved", products=stored)
         plain = lambda stored=stored: gpu.product(a_hat, b_hat, stored, method="bmm")  # noqa: E731
-        for method in ("auto", *(["triton"] if len(methods) > 1 else [])):
+        for method in ("auto", "triton"):
             call = lambda s=stored, m=method: gpu.product(a_hat, b_hat, s, method=m)  # noqa: E731
             row("product", call, plain, "torch.bmm", products=stored, method=method)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stl_search.catalog import store
+from stl_search.kernels import tuning
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -92,6 +93,37 @@ def _ratio(row: dict[str, Any] | None) -> str:
     return "" if row is None else f"{row['ratio']['p50']:.2f}"
 
 
+def on_gpu() -> str:
+    """On the H100 at 8192 square in bf16, by rank: whole products against dense, encode and decode against a copy.
+
+    The newest rows, of the configurations that are shipped as the default.
+    """
+    found: dict[tuple[str, int], float] = {}
+    rows = sorted(_rows("device-NVIDIA-H100-80GB-HBM3.jsonl"), key=lambda row: row["date"], reverse=True)
+    for row in rows:
+        kernel = tuning.Key(row["what"], "bf16-bf16", "16/sparse")
+        default = "config" not in row or (
+            kernel.kernel in ("encode", "decode") and row["config"] == tuning.shipped("sm_90", kernel)[0]
+        )
+        whole = row["what"].startswith("amm") and row["method"] in ("auto", "unfused")
+        if (
+            row["dtype"] == "bf16"
+            and row["sizes"] == [8192] * 3
+            and row.get("products", "bf16") == "bf16"
+            and (whole or default)
+        ):
+            found.setdefault((row["what"], row["rank"]), row["ratio"])
+    names = {
+        "amm, B encoded in advance": "B encoded beforehand, of the speed of dense",
+        "encode": "encode, of the speed of a copy",
+        "decode": "decode, of the speed of a copy",
+    }
+    lines = [f"| rank | {' | '.join(map(str, SHOWN))} |", "|---" * (1 + len(SHOWN)) + "|"]
+    for what, name in names.items():
+        lines.append(f"| {name} | {' | '.join(format(found[what, rank], '.2f') for rank in SHOWN)} |")
+    return "\n".join(lines)
+
+
 def conversion() -> str:
     """Cosines of a converted transformer's embeddings to the dense model's, by nominal cost and method."""
     methods = {
@@ -110,7 +142,13 @@ def conversion() -> str:
     return "\n".join(lines)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"catalog": tables, "speeds": speeds, "sizes": sizes, "conversion": conversion}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "catalog": tables,
+    "speeds": speeds,
+    "sizes": sizes,
+    "gpu": on_gpu,
+    "conversion": conversion,
+}
 
 
 def rendered(text: str) -> str:
