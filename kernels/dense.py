@@ -1,22 +1,28 @@
 """Plain dense products on the processor by the libraries at hand; which is fastest hangs on the machine.
 
-``WAYS`` lists them: torch's own (MKL or OpenBLAS), numpy's OpenBLAS, and oneDNN, which torch carries but uses for
-float32 only when a global setting is changed; here it is called directly, in full float32. All are deterministic and
-of equal accuracy. ``runtime.calibrate`` measures and chooses. Nothing here makes gradients.
+``WAYS`` lists them: torch's own (MKL or OpenBLAS); numpy's, in numpy's threads; numpy's OpenBLAS in torch's threads,
+each with its share of the rows, or of the slices of a batch; and oneDNN, which torch carries but uses for float32 only
+when a global setting is changed; here it is called directly, in full float32. All are deterministic and of equal
+accuracy. ``runtime.calibrate`` measures and chooses. Nothing here makes gradients.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 
 from stl_search.kernels import cpu, reference
+from stl_search.kernels.threads import share
 
-__all__ = ["WAYS", "Packed", "batched", "can_pack", "matmul", "pack", "ways"]
+__all__ = ["WAYS", "Packed", "batched", "can_pack", "matmul", "pack", "slice_ways", "ways"]
 
 Tensor = torch.Tensor
 
@@ -52,9 +58,105 @@ def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
     return found
 
 
-WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"torch": _by_torch, "numpy": _by_numpy, "onednn": _by_onednn}
+def _by_openblas(a: Tensor, b: Tensor) -> Tensor:
+    out = cpu.empty((*a.shape[:-1], b.shape[1]), a.dtype)
+    _in_threads(a.reshape(1, -1, a.shape[-1]), b[None], out.view(1, -1, b.shape[1]))
+    return out
 
-_TAKES = {"numpy": (torch.float32, torch.float64), "onednn": (torch.float32,)}
+
+WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "torch": _by_torch,
+    "numpy": _by_numpy,
+    "openblas": _by_openblas,
+    "onednn": _by_onednn,
+}
+
+_TAKES = {
+    "numpy": (torch.float32, torch.float64),
+    "openblas": (torch.float32, torch.float64),
+    "onednn": (torch.float32,),
+}
+
+
+class _OneThread:
+    """numpy's OpenBLAS, as long as somebody is inside: it works in the thread that calls it and in no other.
+
+    Its own threads, which would look out for more work for a tenth of a second and keep the processors from those of
+    torch, are not woken. The setting is one of the process: what others multiply by numpy meanwhile takes longer.
+    """
+
+    def __init__(self, libraries: list[Any]) -> None:
+        self._libraries = libraries
+        self._forget()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._left)
+
+    def _forget(self) -> None:
+        self._lock, self._inside, self._usual = threading.Lock(), 0, [1] * len(self._libraries)
+
+    def _left(self) -> None:
+        """In a child process, where whoever was inside is not."""
+        if self._inside:
+            self._set(self._usual)
+        self._forget()
+
+    def _set(self, counts: list[int]) -> None:
+        for library, count in zip(self._libraries, counts, strict=True):
+            library.set_num_threads(count)
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if not self._inside:
+                self._usual = [library.num_threads for library in self._libraries]
+                self._set([1] * len(self._libraries))
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._set(self._usual)
+
+
+@cache
+def _one_thread() -> _OneThread | None:
+    """None where numpy multiplies by another library than OpenBLAS."""
+    from threadpoolctl import ThreadpoolController
+
+    config: Any = np.show_config(mode="dicts")
+    if "openblas" not in config.get("Build Dependencies", {}).get("blas", {}).get("name", ""):
+        return None
+    found = ThreadpoolController().select(internal_api="openblas").lib_controllers
+    return _OneThread(found) if found else None
+
+
+def _in_threads(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """a: (r, M, K), b: (r, K, N) -> out: (r, M, N), by numpy in as many threads as torch would use.
+
+    Each slice is one thread's; those that are left over when all threads have had as many, all threads' together.
+    """
+    single = _one_thread()
+    assert single is not None
+    count, rows, _ = a.shape
+    threads = max(1, torch.get_num_threads())
+    whole = count - count % threads
+    cuts = [rows * t // threads for t in range(threads + 1)]
+    parts = [(q, low, high) for q in range(whole, count) for low, high in itertools.pairwise(cuts)]
+    parts = [part for part in parts if part[1] < part[2]] + [(q, 0, rows) for q in range(whole)]
+    x, y, z = (t.detach().numpy() for t in (a, b, out))
+
+    def work(_: int) -> None:
+        while parts:
+            try:
+                q, low, high = parts.pop()
+            except IndexError:
+                return
+            np.matmul(x[q, low:high], y[q], out=z[q, low:high])
+
+    with single():
+        share(work, min(threads, len(parts)))
 
 
 def ways(dtype: torch.dtype) -> list[str]:
@@ -65,9 +167,15 @@ def ways(dtype: torch.dtype) -> list[str]:
     found = ["torch"]
     if dtype in _TAKES["numpy"] and torch.get_num_threads() >= (os.cpu_count() or 1):
         found.append("numpy")
+    found += slice_ways(dtype)[1:]
     if dtype in _TAKES["onednn"] and _onednn() is not None:
         found.append("onednn")
     return found
+
+
+def slice_ways(dtype: torch.dtype) -> list[str]:
+    """The names of the routines that ``batched`` takes here; torch's is the first of them."""
+    return ["torch", "openblas"] if dtype in _TAKES["openblas"] and _one_thread() is not None else ["torch"]
 
 
 def matmul(a: Tensor, b: Tensor, way: str = "torch") -> Tensor:
@@ -127,12 +235,19 @@ def pack(b: Tensor) -> Packed:
     return Packed(b)
 
 
-def batched(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """a: (r, ..., M', K'), b: (r, ..., K', N') of one dtype -> (r, ..., M', N'); ``out`` may be given for 3-D b."""
+def batched(a: Tensor, b: Tensor, out: Tensor | None = None, way: str = "torch") -> Tensor:
+    """a: (r, ..., M', K'), b: (r, ..., K', N') of one dtype -> (r, ..., M', N'); ``out`` may be given for 3-D b.
+
+    ``way`` is one of ``slice_ways``, for 3-D b; other stacks, empty ones and dtypes it does not know go to torch.
+    """
     if b.ndim == 3:  # all rows of a slice of A are one matrix
         flat = a.flatten(1, -2) if a.ndim > 3 else a
         if out is None:
             out = cpu.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
-        torch.bmm(flat, b, out=out.view(len(a), flat.shape[1], b.shape[-1]))
+        to = out.view(len(a), flat.shape[1], b.shape[-1])
+        if way == "openblas" and a.dtype in _TAKES[way] and flat.numel() and b.numel():
+            _in_threads(flat, b, to)
+        else:
+            torch.bmm(flat, b, out=to)
         return out
     return reference.product(a, b)

@@ -15,7 +15,7 @@ from stl_search.errors import UsageError
 from stl_search.kernels import cpu, dense
 from stl_search.kernels.plan import Plan, dtype_name, torch_dtype, wider, with_out
 
-__all__ = ["CHUNK", "applies", "encode", "least_workspace", "multiply"]
+__all__ = ["CHUNK", "applies", "encode", "least_workspace", "made_in", "multiply"]
 
 Tensor = torch.Tensor
 Operand = Tensor | dense.Packed
@@ -49,15 +49,17 @@ def multiply(
     limit: int | None = None,
     out: Tensor | None = None,
     scratch: _Scratch | None = None,
+    way: str = "torch",
 ) -> Tensor:
     """A: (..., M, K), B: (..., K, N) -> C: (..., rows = M, cols = N) in ``plan.out``; no gradient.
 
     ``encoded`` says which of the two is given encoded, as (r, ..., rows', cols') in ``plan.dtype``; B may be packed,
-    see ``pack``. ``levels`` - 1 times more, each of the r products is made by the same plan. Besides the operands and C
-    there are in memory, in buffers that live as long as the call: B
-    encoded, r/(k n) of its size, and one chunk of encoded rows of A and of products, ``CHUNK`` bytes or the FEWEST
-    rows; with more levels, A encoded and all products at once. With ``limit`` all this keeps below that many bytes, at
-    the price of encoding A several times; raises UsageError where it cannot. C may be given, to be filled.
+    see ``pack``. ``levels`` - 1 times more, each of the r products is made by the same plan; the last ones, unless B is
+    packed, by that ``way`` of ``dense.batched``. Besides the operands and C there are in memory, in buffers that live
+    as long as the call: B encoded, r/(k n) of its size, and one chunk of encoded rows of A and of products, ``CHUNK``
+    bytes or the FEWEST rows; with more levels, A encoded and all products at once. With ``limit`` all this keeps below
+    that many bytes, at the price of encoding A several times; raises UsageError where it cannot. C may be given, to be
+    filled.
     """
     sizes = _Sizes(a, b, plan, rows, cols, encoded)
     if out is None:
@@ -66,7 +68,7 @@ def multiply(
         return out
     if sizes.inner == 0:
         return out.zero_()
-    scratch = scratch or _Scratch()
+    scratch = scratch or _Scratch(way)
     chunk = CHUNK if limit is None else limit
     if isinstance(b, dense.Packed) and (levels > 1 or limit is not None):
         b = b.unpacked()
@@ -109,7 +111,7 @@ def encode(x: Tensor, plan: Plan, side: str) -> Tensor:
 
 def pack(b_hat: Tensor, plan: Plan) -> Operand:
     """B encoded: (r, ..., K', N') in ``plan.dtype`` -> packed where its products are made in that dtype."""
-    return dense.pack(b_hat) if b_hat.dtype == _work(plan) and dense.can_pack(b_hat) else b_hat
+    return dense.pack(b_hat) if b_hat.dtype == made_in(plan) and dense.can_pack(b_hat) else b_hat
 
 
 def _factor(plan: Plan, side: str = "out", x: Tensor | None = None) -> Tensor:
@@ -128,7 +130,7 @@ class _Sizes:
         batches = [x.shape[int(e) : -2] for x, e in zip((a, b), encoded, strict=True)]
         self.batch: tuple[int, ...] = np.broadcast_shapes(*batches)
         self.most = math.prod(self.batch)
-        stored, work, kept = torch_dtype(plan.dtype), _work(plan), torch_dtype(plan.product)
+        stored, work, kept = torch_dtype(plan.dtype), made_in(plan), torch_dtype(plan.product)
         twice = stored.itemsize + work.itemsize if stored != work else work.itemsize
         of_products = work.itemsize + (kept.itemsize if kept != work else 0)
         self.per = [0 if encoded[0] and stored == work else twice, 0 if encoded[1] and stored == work else twice]
@@ -182,7 +184,7 @@ def _panels(
         if isinstance(b, Tensor):
             size = (sizes.inner, here)
             b_hat = b[..., left : left + here] if encoded[1] else _window(b, plan, "rhs", size, scratch, 0, left)
-            b_hat = scratch.convert("wide rhs", b_hat, _work(plan))  # once for all rows of A
+            b_hat = scratch.convert("wide rhs", b_hat, made_in(plan))  # once for all rows of A
         for g in range(0, len(out), group):
             part = a[:, g : g + group] if encoded[0] else a[g : g + group]
             for top in range(0, height, step):
@@ -194,9 +196,10 @@ def _panels(
 
 
 class _Scratch:
-    """Named buffers of one call: asked for again and again, first touched once."""
+    """What one call works with: named buffers, asked for again and again, first touched once, and its ``way``."""
 
-    def __init__(self, held: dict[str, Tensor] | None = None, prefix: str = "") -> None:
+    def __init__(self, way: str, held: dict[str, Tensor] | None = None, prefix: str = "") -> None:
+        self.way = way
         self._held = {} if held is None else held
         self._prefix = prefix
 
@@ -214,7 +217,7 @@ class _Scratch:
 
     def inner(self) -> _Scratch:
         """The buffers of what is done inside, one set for all repetitions."""
-        return _Scratch(self._held, self._prefix + "inner ")
+        return _Scratch(self.way, self._held, self._prefix + "inner ")
 
 
 def _window(
@@ -234,13 +237,13 @@ def _window(
 
 def _products(a: Tensor, b: Operand, plan: Plan, scratch: _Scratch) -> Tensor | list[Tensor]:
     """a: (r, ..., M', K'), b: (r, ..., K', N') -> (r, ..., M', N') in ``plan.product``, or r times (..., M', N')."""
-    work, kept = _work(plan), torch_dtype(plan.product)
+    work, kept = made_in(plan), torch_dtype(plan.product)
     a = scratch.convert("wide lhs", a, work)
     if isinstance(b, dense.Packed):
         return [x.to(kept) for x in b.products(a)]
     b = scratch.convert("wide rhs", b, work)
     out = scratch("products", (*a.shape[:-1], b.shape[-1]), work) if b.ndim == 3 else None
-    return scratch.convert("kept products", dense.batched(a, b, out), kept)
+    return scratch.convert("kept products", dense.batched(a, b, out, scratch.way), kept)
 
 
 def _nested(
@@ -270,6 +273,6 @@ def _nested(
     cpu.decode_into(kept, _factor(plan), plan.layout, out)
 
 
-def _work(plan: Plan) -> torch.dtype:
-    """What products are made in: bf16 where operands and products are both stored so, else the sums' precision."""
+def made_in(plan: Plan) -> torch.dtype:
+    """In what precision products are made: bf16 where operands and products are both stored so, else that of sums."""
     return torch.bfloat16 if plan.dtype == plan.product == "bf16" else torch_dtype(plan.compute)

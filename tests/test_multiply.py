@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import os
 import tracemalloc
+import warnings
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from stl_search import transform
 from stl_search.errors import UsageError
 from stl_search.kernels import cpu, dense, multiply
 from stl_search.kernels.plan import LAYOUTS, Plan, torch_dtype
+from stl_search.runtime import calibrate
 from stl_search.runtime.amm import amm, encode_lhs, encode_rhs
 from stl_search.testing import STRASSEN
 
@@ -192,6 +197,86 @@ def test_every_dense_way_gives_the_product() -> None:
     for other in (torch.float16, torch.complex64):  # not theirs: torch's
         for way in dense.WAYS:
             assert torch.equal(dense.matmul(a[0].to(other), b.to(other), way), (a[0] @ b).to(other))
+
+
+@pytest.fixture
+def blas() -> Iterator[Any]:
+    """numpy's OpenBLAS, to ask for its threads, of which it is given three."""
+    if dense._one_thread() is None:
+        pytest.skip("numpy multiplies by another library than OpenBLAS")
+    single = dense._one_thread()
+    usual = [library.num_threads for library in single._libraries]
+    single._set([3] * len(usual))
+    yield single
+    single._set(usual)
+
+
+def threads_of(blas: Any) -> set[int]:
+    return {library.num_threads for library in blas._libraries}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_slices_are_shared_among_threads_and_none_is_left_out(threads: int, blas: Any) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for dtype, count in itertools.product((torch.float32, torch.float64), (1, 2, 5, 6, 7)):
+            for left, right in (((4, 5), (5, 9)), ((1, 8), (8, 1)), ((3, 7, 5), (5, 2)), ((33, 40), (40, 24))):
+                a, b = whole((count, *left), 0).to(dtype), whole((count, *right), 1).to(dtype)
+                exact = a.double() @ (b.double() if len(left) == 2 else b.double()[:, None])
+                for x in (a, a.mT.contiguous().mT):
+                    for y in (b, b.mT.contiguous().mT):
+                        c = dense.batched(x, y, way="openblas")
+                        assert c.dtype == dtype
+                        assert torch.equal(c.double(), exact)  # of whole numbers
+    finally:
+        torch.set_num_threads(before)
+    assert threads_of(blas) == {3}
+    empty = dense.batched(torch.ones(2, 3, 0), torch.ones(2, 0, 4), way="openblas")
+    assert torch.equal(empty, torch.zeros(2, 3, 4))
+
+
+def test_the_threads_of_openblas_are_given_back(blas: Any) -> None:
+    with blas():
+        assert threads_of(blas) == {1}
+        with blas():  # as another caller at the same time
+            assert threads_of(blas) == {1}
+        assert threads_of(blas) == {1}
+    assert threads_of(blas) == {3}
+    with pytest.raises(ZeroDivisionError), blas():
+        1 / 0  # noqa: B018
+    assert threads_of(blas) == {3}
+    with blas(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of forking beside threads
+        child = os.fork()
+        if not child:  # nobody is inside here
+            os._exit(0 if threads_of(blas) == {3} and not blas._inside else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert threads_of(blas) == {1}
+    assert threads_of(blas) == {3}
+
+
+def test_products_go_the_way_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    curve = ((256.0, 1e9),)
+    monkeypatch.setattr(
+        calibrate, "rates", lambda *_: calibrate.Rates(curve, ("torch",), curve, ("openblas",), (), 1e9, 1e9, 0.0)
+    )
+    asked: list[str] = []
+    batched = dense.batched
+    monkeypatch.setattr(dense, "batched", lambda a, b, out=None, way="": asked.append(way) or batched(a, b, out, way))
+    a, b = whole((600, 520), 0), whole((520, 512), 1)
+    known = "openblas" if len(dense.slice_ways(torch.float32)) > 1 else "torch"
+    for x, y, way in (
+        (a, b, known),
+        (a, encode_rhs(b, STRASSEN), known),
+        (a[:100], b, "torch"),  # slices too small to ask
+        (a.bfloat16(), b.bfloat16(), known),  # bf16 in storage, products in float32
+    ):
+        asked.clear()
+        c = amm(x, y, encoder=STRASSEN) if isinstance(y, torch.Tensor) else amm(x, y)
+        assert set(asked) == {way}
+        assert c.shape == (len(x), 512)
+    assert torch.equal(amm(a, b, encoder=STRASSEN).double(), a.double() @ b.double())
 
 
 @pytest.mark.parametrize("bad", [0, -1, True, 1.5, "1G"])

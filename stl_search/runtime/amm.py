@@ -13,7 +13,7 @@ import torch
 from stl_search.errors import UsageError
 from stl_search.kernels import dense, gpu_multiply, multiply, ops, reference
 from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype, wider, with_out
-from stl_search.runtime import compiled
+from stl_search.runtime import calibrate, compiled
 from stl_search.runtime.dispatch import (
     DEFAULT,
     REMEMBERED,
@@ -217,7 +217,9 @@ def _by_scheme(
         left, right = (_held(x, side) for x, side in ((a, "lhs"), (b, "rhs")))
         assert isinstance(left, torch.Tensor)
         encoded = isinstance(a, EncodedOperand), isinstance(b, EncodedOperand)
-        return multiply.multiply(left, right, plan, rows, cols, encoded, levels, workspace)
+        tall = rows if len(b.shape) > 2 else math.prod(a.shape[:-1])
+        way = calibrate.slice_way(plan, (tall, a.shape[-1], cols), levels)
+        return multiply.multiply(left, right, plan, rows, cols, encoded, levels, workspace, way=way)
     if workspace is not None:
         raise UsageError("a workspace is kept to on the processor only, for real operands without gradients")
     if backend == "auto" and not gradient and gpu_multiply.applies(plan, a.device, *(x.dtype for x in given)):

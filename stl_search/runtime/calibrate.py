@@ -24,15 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from stl_search.kernels import cpu, dense, gpu, gpu_multiply, ops
-from stl_search.kernels.plan import dtype_name, torch_dtype
+from stl_search.kernels import cpu, dense, gpu, gpu_multiply, multiply, ops
+from stl_search.kernels.plan import Plan, dtype_name, torch_dtype
 
-__all__ = ["Curve", "Rates", "cache_dir", "kept", "machine", "measure", "rates"]
+__all__ = ["Curve", "Rates", "cache_dir", "kept", "machine", "measure", "rates", "side", "slice_way"]
 
 Curve = tuple[tuple[float, float], ...]  # (size, operations a second), by size
 
 SIZES = {"cpu": (128, 256, 512, 1024, 2048, 3072)}
 LARGEST_SLICE = 1024  # on the processor
+SMALLEST_SLICE = 256  # below, torch multiplies slices, and nothing is measured for them
 SIZES_ELSEWHERE = (512, 1024, 2048, 4096, 8192)
 NUMPY_FROM = 2048
 REPEATS = 5
@@ -41,7 +42,7 @@ SLICES = 4
 # Side of the matrix whose encoding is timed: beyond the caches, and on a GPU beyond what a call takes of the processor.
 ENCODED = {"cpu": 4096, "cuda": 16384}
 SETTLE = 0.2  # seconds after which the threads of a numeric library have stopped spinning and hinder no other
-FORMAT = 8  # of the file; what was written by another is measured anew
+FORMAT = 9  # of the file; what was written by another is measured anew
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,15 @@ class Rates:
     """Speeds on one device in one precision; sizes are sides of square products.
 
     ``dense`` (flops a second, the fastest way at each size, named in ``ways``), ``slices`` (the same for r products at
-    once, in the precision itself), ``packed`` (with the right operand packed; empty where that is not to be had),
-    ``bandwidth`` (bytes a second read and written by encode and decode), ``sums`` (multiply-adds a second in them),
-    ``call`` (seconds that any step takes at least).
+    once, in the precision itself, the ways named in ``slice_ways``), ``packed`` (with the right operand packed; empty
+    where that is not to be had), ``bandwidth`` (bytes a second read and written by encode and decode), ``sums``
+    (multiply-adds a second in them), ``call`` (seconds that any step takes at least).
     """
 
     dense: Curve
     ways: tuple[str, ...]
     slices: Curve
+    slice_ways: tuple[str, ...]
     packed: Curve
     bandwidth: float
     sums: float
@@ -64,16 +66,25 @@ class Rates:
 
     def way(self, size: float) -> str:
         """The fastest way to multiply at that size."""
-        sides = [s for s, _ in self.dense]
-        at = bisect.bisect_left(sides, size)
-        if at and (at == len(sides) or size * size < sides[at - 1] * sides[at]):
-            at -= 1
-        return self.ways[at]
+        return _nearest(self.dense, self.ways, size)
+
+    def slice_way(self, size: float) -> str:
+        """The fastest way to multiply slices of that size."""
+        return _nearest(self.slices, self.slice_ways, size)
 
     @property
     def packs(self) -> bool:
         """Whether packing the right operand is worth its memory: a product with it is a twentieth faster at least."""
         return bool(self.packed) and self.packed[-1][1] > 1.05 * self.slices[-1][1]
+
+
+def _nearest(curve: Curve, names: tuple[str, ...], size: float) -> str:
+    """The name that belongs to the size of the curve nearest to this one, as ratios go."""
+    sides = [s for s, _ in curve]
+    at = bisect.bisect_left(sides, size)
+    if at and (at == len(sides) or size * size < sides[at - 1] * sides[at]):
+        at -= 1
+    return names[at]
 
 
 def at(curve: Curve, size: float) -> float:
@@ -111,7 +122,7 @@ def _read(found: dict[str, Any]) -> Rates:
         tuple((float(s), float(f)) for s, f in found[k]) for k in ("dense", "slices", "packed")
     )
     bandwidth, sums, call = (float(found[k]) for k in ("bandwidth", "sums", "call"))
-    return Rates(dense_curve, tuple(found["ways"]), slices, packed, bandwidth, sums, call)
+    return Rates(dense_curve, tuple(found["ways"]), slices, tuple(found["slice_ways"]), packed, bandwidth, sums, call)
 
 
 def kept(
@@ -145,6 +156,20 @@ def rates(device: str, dtype: str) -> Rates:
     return _rates(device, dtype, torch.get_num_threads())
 
 
+def side(rows: float, inner: float, cols: float) -> float:
+    """The side of the square product that runs at about the same speed: thin products run slower than their flops."""
+    return float(min((rows * inner * cols) ** (1 / 3), 4 * min(rows, inner, cols)))
+
+
+def slice_way(plan: Plan, sizes: tuple[int, int, int], levels: int = 1) -> str:
+    """The fastest way of ``dense.batched`` for the slices of A: (M, K) times B: (K, N) by a plan on the processor."""
+    size = side(*(-(-length // part**levels) for length, part in zip(sizes, plan.scheme.shape, strict=True)))
+    made = multiply.made_in(plan)
+    if size < SMALLEST_SLICE or len(dense.slice_ways(made)) == 1:
+        return "torch"
+    return rates("cpu", dtype_name(made)[0]).slice_way(size)
+
+
 def machine(device: str, threads: int | None = None) -> str:
     """A name for what measurements depend on: processor, libraries, threads (by default those that torch uses)."""
     threads = torch.get_num_threads() if threads is None else threads
@@ -172,6 +197,7 @@ def measure(device: str, dtype: str) -> Rates:
         slice_curve: list[tuple[float, float]] = []
         packed_curve: list[tuple[float, float]] = []
         chosen: list[str] = []
+        sliced: list[str] = []
         sizes = SIZES.get(place.type, SIZES_ELSEWHERE)
         for size in sizes:
             a, b = (torch.randn(size, size, device=place).to(kind) for _ in range(2))
@@ -188,16 +214,18 @@ def measure(device: str, dtype: str) -> Rates:
             x, y = (z.expand(SLICES, size, size).contiguous() for z in (a, b))
             flops *= SLICES
             if place.type == "cpu":
-                slice_curve.append((float(size), flops / _seconds(partial(dense.batched, x, y), place)))
+                times = {w: _seconds(partial(dense.batched, x, y, way=w), place) for w in dense.slice_ways(kind)}
+                sliced.append(min(times, key=lambda way: times[way]))
+                slice_curve.append((float(size), flops / times[sliced[-1]]))
                 if dense.can_pack(y):
                     packed = partial(dense.pack(y).products, x)
                     packed_curve.append((float(size), flops / _seconds(packed, place)))
             else:
+                sliced.append("torch")
                 slice_curve.append((float(size), flops / _seconds(partial(ops.product, x, y, kind), place)))
         bandwidth, sums = _encoding(kind, place)
-    return Rates(
-        tuple(dense_curve), tuple(chosen), tuple(slice_curve), tuple(packed_curve), bandwidth, sums, call
-    )  # fmt: skip
+    slices = tuple(slice_curve), tuple(sliced)
+    return Rates(tuple(dense_curve), tuple(chosen), *slices, tuple(packed_curve), bandwidth, sums, call)
 
 
 def _ways(kind: torch.dtype, place: torch.device, size: int) -> list[str]:

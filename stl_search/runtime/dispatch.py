@@ -295,15 +295,10 @@ def _check_fit(plan: Plan, problem: Problem) -> None:
         raise UsageError(f"the plan is for {plan.device}, the operands are on {problem.device}")
 
 
-def _size(rows: float, inner: float, cols: float) -> float:
-    """The side of the square product that runs at about the same speed: thin products run slower than their flops."""
-    return float(min((rows * inner * cols) ** (1 / 3), 4 * min(rows, inner, cols)))
-
-
 def dense_seconds(problem: Problem) -> float:
     """Modelled time of the plain product."""
     found = calibrate.rates(problem.device, problem.dtype)
-    speed = calibrate.at(found.dense, max(1.0, _size(problem.rows, problem.inner, problem.cols)))
+    speed = calibrate.at(found.dense, max(1.0, calibrate.side(problem.rows, problem.inner, problem.cols)))
     return problem.flops / speed + found.call
 
 
@@ -311,7 +306,7 @@ def dense_way(problem: Problem) -> str:
     """The fastest routine at hand for the plain product; torch's for small ones, for which nothing is measured."""
     if problem.flops <= SMALL or problem.device.partition(":")[0] not in ("cpu", "cuda"):
         return "torch"
-    return calibrate.rates(problem.device, problem.dtype).way(_size(problem.rows, problem.inner, problem.cols))
+    return calibrate.rates(problem.device, problem.dtype).way(calibrate.side(problem.rows, problem.inner, problem.cols))
 
 
 @dataclass(frozen=True)
@@ -364,7 +359,7 @@ def scheme_seconds(cost: Cost, problem: Problem, levels: int = 1, slow: float = 
             problem, rows=rows, inner=inner, cols=cols, dtype=compute, out=compute, lhs_count=1, rhs_count=1, count=1
         )
         return seconds + problem.count * cost.rank * scheme_seconds(cost, inside, levels - 1, INNER)
-    speed = calibrate.at(calibrate.rates(problem.device, work).slices, max(1.0, _size(rows, inner, cols)))
+    speed = calibrate.at(calibrate.rates(problem.device, work).slices, max(1.0, calibrate.side(rows, inner, cols)))
     if problem.device == "cpu" and cost.rank and (inner % ALIGNED or cols % ALIGNED):
         seconds, flops = seconds * RAGGED, flops * RAGGED
     return seconds + flops / speed

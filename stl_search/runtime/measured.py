@@ -14,6 +14,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,13 +78,14 @@ def slowdown(plan: Plan, levels: int, sizes: Sizes, seconds: float, way: str) ->
     """
     timed = size_class(sizes, seconds, plan.scheme.shape)
     what = [plan.scheme.id, plan.dtype, plan.product, plan.out, plan.layout, levels, *timed, way]
+    sliced = calibrate.slice_way(plan, timed, levels) if torch.device(plan.device).type == "cpu" else "torch"
+    what += [sliced] if sliced != "torch" else []
     key = hashlib.sha256(repr(what).encode()).hexdigest()[:16]
     path = calibrate.cache_dir() / f"{calibrate.machine(plan.device)}-{plan.dtype}-{key}.json"
     with _lock:
         if str(path) not in _known:
-            found = calibrate.kept(
-                path, FORMAT, lambda: {"slowdown": _timed(plan, levels, timed, way, seconds), "what": what}, _decided
-            )
+            timing = partial(_timed, plan, levels, timed, way, seconds, sliced)
+            found = calibrate.kept(path, FORMAT, lambda: {"slowdown": timing(), "what": what}, _decided)
             _known[str(path)] = float(found["slowdown"])
         return _known[str(path)]
 
@@ -93,7 +95,7 @@ def _decided(found: dict[str, Any]) -> None:
         raise ValueError("undecided")
 
 
-def _timed(plan: Plan, levels: int, sizes: Sizes, way: str, seconds: float) -> float:
+def _timed(plan: Plan, levels: int, sizes: Sizes, way: str, seconds: float, sliced: str = "torch") -> float:
     m, k, n = sizes
     kind, place = torch_dtype(plan.dtype), torch.device(plan.device)
     times = max(1, math.ceil(RUN[place.type] / seconds))
@@ -103,7 +105,7 @@ def _timed(plan: Plan, levels: int, sizes: Sizes, way: str, seconds: float) -> f
 
         def scheme() -> None:
             if place.type == "cpu":
-                multiply.multiply(a, b, plan, m, n, levels=levels)
+                multiply.multiply(a, b, plan, m, n, levels=levels, way=sliced)
                 return
             hats = (gpu_multiply.encode(x, plan, side) for x, side in ((a, "lhs"), (b, "rhs")))
             gpu_multiply.multiply(next(hats), next(hats), plan, m, n)
