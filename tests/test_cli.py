@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from stl_search.catalog import store
 from stl_search.cli import duration, main, sides
 from stl_search.errors import CatalogError, NotFoundError
 from stl_search.kernels.plan import Plan
+from stl_search.runtime import calibrate
 from stl_search.scheme import Scheme, dump_scheme_object
 from stl_search.testing import STRASSEN
 
@@ -36,6 +38,19 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("STL_CATALOG", str(tmp_path / "mine"))
     monkeypatch.setattr(store, "shipped_dir", lambda: tmp_path / "shipped")
     return tmp_path / "mine"
+
+
+@pytest.fixture
+def quickly_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the machine does is measured on small matrices, and forgotten again: in full it takes seconds where nothing
+    else runs, minutes beside other tests."""
+    monkeypatch.setattr(calibrate, "cache_dir", lambda: tmp_path / "rates")
+    monkeypatch.setattr(calibrate, "SIZES", {"cpu": (16, 32)})
+    monkeypatch.setattr(calibrate, "ENCODED", {"cpu": 64})
+    monkeypatch.setattr(calibrate, "SETTLE", 0.0)
+    calibrate._rates.cache_clear()
+    yield
+    calibrate._rates.cache_clear()
 
 
 def run(*arguments: object) -> Result:
@@ -522,6 +537,7 @@ def matrices(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "A.npy", tmp_path / "B.npy"
 
 
+@pytest.mark.usefixtures("quickly_measured")
 @pytest.mark.parametrize("dtype", [None, "fp64", "fp32", "fp16", "bf16", "fp8_e4m3"])
 def test_amm_writes_the_product_and_both_errors(
     dtype: str | None, home: Path, matrices: tuple[Path, Path], tmp_path: Path
@@ -614,17 +630,11 @@ def test_an_unknown_command_and_no_command() -> None:
     assert run("--version").stdout.startswith("stl-search, version ")
 
 
+@pytest.mark.usefixtures("quickly_measured")
 def test_bench_amm_measures_the_selector_and_every_shipped_scheme_of_a_rank(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from stl_search.runtime import calibrate
-
-    monkeypatch.setattr(calibrate, "cache_dir", lambda: tmp_path)
-    monkeypatch.setattr(calibrate, "SIZES", {"cpu": (16, 32)})
-    monkeypatch.setattr(calibrate, "ENCODED", {"cpu": 64})
-    monkeypatch.setattr(calibrate, "SETTLE", 0.0)
     monkeypatch.setattr("stl_search.bench.amm.ENOUGH", 1e-3)
-    calibrate._rates.cache_clear()
     result = run("bench", "amm", "--sizes", "48,70", "--schemes", "7", "--repeats", "2", "--json")
     assert result.exit_code == 0
     found = json.loads(result.stdout)
@@ -664,7 +674,6 @@ def test_bench_amm_measures_the_selector_and_every_shipped_scheme_of_a_rank(
     rows.write_text("no rows\n")
     assert run(*again).exit_code == 2
     named = run("bench", "amm", "--sizes", "48", "--schemes", ",".join(i[:8] for i in ids), "--repeats", "1", "--json")
-    calibrate._rates.cache_clear()
     assert {row["id"] for row in json.loads(named.stdout)["rows"] if "id" in row} == set(ids)
     for bad in (["--sizes", "12,x"], ["--schemes", "some"], ["--schemes", ids[0][:7]], ["--dtype", "fp16"]):
         assert run("bench", "amm", *bad).exit_code == 2
