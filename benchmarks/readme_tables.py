@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +52,21 @@ def _rows(name: str) -> list[dict[str, Any]]:
 SHOWN = (49, 32, 24, 16, 12)  # ranks of <4,4,4> in the tables of speeds
 
 
-def _measured() -> dict[tuple[int, int | None, str], dict[str, Any]]:
-    """The newest rows of amm_cpu.jsonl in fp32, by size, rank of a <4,4,4> (None for the open selector), encoding."""
+def _measured(name: str = "amm_cpu.jsonl") -> dict[tuple[int, int | None, str], dict[str, Any]]:
+    """The newest rows in fp32, by size, rank of a <4,4,4> (None for the open selector), encoding."""
     found = {}
-    for row in _rows("amm_cpu.jsonl"):
+    for row in _rows(name):
         if row["dtype"] == "fp32" and row["scheme"].startswith(("4x4x4_", "catalog:")):
             found[row["size"], row.get("rank"), row["encoded"]] = row
     wrong = [key for key, row in found.items() if not row["ok"]]
     if wrong:
-        sys.exit(f"rows of amm_cpu.jsonl with a wrong result: {wrong}")
+        sys.exit(f"rows of {name} with a wrong result: {wrong}")
     return found
 
 
-def speeds() -> str:
+def speeds(name: str = "amm_cpu.jsonl") -> str:
     """How many times faster than dense <4,4,4> schemes are at 4096 square in fp32, by rank."""
-    found = {(rank, encoded): row for (size, rank, encoded), row in _measured().items() if size == 4096}
+    found = {(rank, encoded): row for (size, rank, encoded), row in _measured(name).items() if size == 4096}
     ranks = [r for r in SHOWN if (r, "none") in found]
     lines = [f"| rank | {' | '.join(map(str, ranks))} |", "|---" * (1 + len(ranks)) + "|"]
     for encoded, name in (("rhs", "B encoded beforehand"), ("none", "nothing encoded beforehand")):
@@ -145,6 +146,7 @@ def conversion() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "catalog": tables,
     "speeds": speeds,
+    "avx2": partial(speeds, "amm_cpu_avx2.jsonl"),
     "sizes": sizes,
     "gpu": on_gpu,
     "conversion": conversion,
