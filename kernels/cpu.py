@@ -17,6 +17,7 @@ import torch
 
 from stl_search.kernels.strips import KEPT, combine_rows
 from stl_search.kernels.threads import share
+from stl_search.kernels.vectors import LINE
 
 __all__ = ["decode", "decode_into", "empty", "encode", "encode_into", "supports"]
 
@@ -85,11 +86,16 @@ def decode_into(
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A new tensor; large ones on pages of 2 MB where the system grants them, which are first touched far faster."""
+    """A new tensor that begins with a line of cache; a large one on pages of 2 MB where the system grants them.
+
+    Those are first touched far faster.
+    """
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     if size < 1 << 22:
         return torch.empty(shape, dtype=dtype)
-    return torch.from_numpy(np.empty(size, np.uint8)).view(dtype).view(shape)  # numpy asks for them
+    held = np.empty(size + LINE, np.uint8)  # numpy asks for them
+    start = -held.ctypes.data % LINE
+    return torch.from_numpy(held[start : start + size]).view(dtype).view(shape)
 
 
 class _Side:

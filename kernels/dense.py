@@ -2,8 +2,8 @@
 
 ``WAYS`` lists them: torch's own (MKL or OpenBLAS); numpy's, in numpy's threads; numpy's OpenBLAS in torch's threads,
 each with its share of the rows, or of the slices of a batch; and oneDNN, which torch carries but uses for float32 only
-when a global setting is changed; here it is called directly, in full float32. All are deterministic and of equal
-accuracy. ``runtime.calibrate`` measures and chooses. Nothing here makes gradients.
+when a global setting is changed; here it is called directly, in full float32. Batches have ``panels`` besides. All are
+deterministic and of equal accuracy. ``runtime.calibrate`` measures and chooses. Nothing here makes gradients.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stl_search.kernels import cpu, reference
+from stl_search.kernels import cpu, panels, reference
 from stl_search.kernels.threads import share
 
-__all__ = ["WAYS", "Packed", "batched", "can_pack", "matmul", "pack", "slice_ways", "ways"]
+__all__ = ["WAYS", "Packed", "batched", "can_pack", "matmul", "pack", "packings", "slice_ways", "ways"]
 
 Tensor = torch.Tensor
 
@@ -167,7 +167,7 @@ def ways(dtype: torch.dtype) -> list[str]:
     found = ["torch"]
     if dtype in _TAKES["numpy"] and torch.get_num_threads() >= (os.cpu_count() or 1):
         found.append("numpy")
-    found += slice_ways(dtype)[1:]
+    found += [way for way in slice_ways(dtype)[1:] if way in WAYS]
     if dtype in _TAKES["onednn"] and _onednn() is not None:
         found.append("onednn")
     return found
@@ -175,7 +175,12 @@ def ways(dtype: torch.dtype) -> list[str]:
 
 def slice_ways(dtype: torch.dtype) -> list[str]:
     """The names of the routines that ``batched`` takes here; torch's is the first of them."""
-    return ["torch", "openblas"] if dtype in _TAKES["openblas"] and _one_thread() is not None else ["torch"]
+    found = ["torch"]
+    if dtype in _TAKES["openblas"] and _one_thread() is not None:
+        found.append("openblas")
+    if panels.supports(dtype):
+        found.append("panels")
+    return found
 
 
 def matmul(a: Tensor, b: Tensor, way: str = "torch") -> Tensor:
@@ -207,8 +212,8 @@ class Packed:
         """(r, K', N'), contiguous: the same numbers."""
         return torch.stack([x.to_dense().T for x in self._weights])
 
-    def products(self, a: Tensor) -> list[Tensor]:
-        """a: (r, ..., M', K') -> r times (..., M', N')."""
+    def products(self, a: Tensor, out: Tensor | None = None) -> list[Tensor]:
+        """a: (r, ..., M', K') -> r times (..., M', N'), in new memory: ``out`` is not used."""
         multiply = _onednn()._linear_pointwise
         return [multiply(x, w, None, "none", [], "") for x, w in zip(a, self._weights, strict=True)]
 
@@ -230,9 +235,17 @@ def _reorders(dtype: torch.dtype) -> bool:
     return True
 
 
-def pack(b: Tensor) -> Packed:
-    """b: (r, K', N') -> the same, packed."""
-    return Packed(b)
+def pack(b: Tensor, way: str = "onednn") -> Packed | panels.Panels:
+    """b: (r, K', N') -> the same, packed for one of the ``packings``."""
+    return panels.Panels.of(b) if way == "panels" else Packed(b)
+
+
+def packings(b: Tensor) -> list[str]:
+    """The names of the ways in which encoded B: (r, ..., K', N') can be packed here."""
+    found = ["onednn"] if can_pack(b) else []
+    if b.ndim == 3 and b.device.type == "cpu" and panels.supports(b.dtype):
+        found.append("panels")
+    return found
 
 
 def batched(a: Tensor, b: Tensor, out: Tensor | None = None, way: str = "torch") -> Tensor:
@@ -247,6 +260,8 @@ def batched(a: Tensor, b: Tensor, out: Tensor | None = None, way: str = "torch")
         to = out.view(len(a), flat.shape[1], b.shape[-1])
         if way == "openblas" and a.dtype in _TAKES[way] and flat.numel() and b.numel():
             _in_threads(flat, b, to)
+        elif way == "panels" and panels.supports(a.dtype):
+            panels.Panels.of(b).products(flat, to)
         else:
             torch.bmm(flat, b, out=to)
         return out

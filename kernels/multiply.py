@@ -12,17 +12,19 @@ import numpy as np
 import torch
 
 from stl_search.errors import UsageError
-from stl_search.kernels import cpu, dense
+from stl_search.kernels import cpu, dense, panels
 from stl_search.kernels.plan import Plan, dtype_name, torch_dtype, wider, with_out
 
 __all__ = ["CHUNK", "applies", "encode", "least_workspace", "made_in", "multiply"]
 
 Tensor = torch.Tensor
-Operand = Tensor | dense.Packed
+Packed = dense.Packed | panels.Panels
+Operand = Tensor | Packed
 
 # Bytes of encoded rows of A and of products that are in memory together. Buffers of 32 MB and more are new memory each
 # time with glibc, which costs more than products of fewer rows do; either of the two stays below.
 CHUNK = 48 << 20
+PAD = 64  # bytes between rows of a buffer that would all begin at the same place of a cache
 FEWEST = 16  # rows and columns of a slice below which a limit is refused rather than honoured
 SOME = 128  # rows of a slice that make a product worth while
 
@@ -61,7 +63,9 @@ def multiply(
     that many bytes, at the price of encoding A several times; raises UsageError where it cannot. C may be given, to be
     filled.
     """
-    sizes = _Sizes(a, b, plan, rows, cols, encoded)
+    if isinstance(b, panels.Panels) or way == "panels":
+        way = "panels" if limit is None else "torch"
+    sizes = _Sizes(a, b, plan, rows, cols, encoded, way == "panels" and _turned(a))
     if out is None:
         out = cpu.empty((*sizes.batch, rows, cols), torch_dtype(plan.out))
     if out.numel() == 0:
@@ -70,12 +74,12 @@ def multiply(
         return out.zero_()
     scratch = scratch or _Scratch(way)
     chunk = CHUNK if limit is None else limit
-    if isinstance(b, dense.Packed) and (levels > 1 or limit is not None):
+    if way == "panels":
+        chunk -= chunk // 16  # what lies between rows
+    if not isinstance(b, Tensor) and (levels > 1 or limit is not None):
         b = b.unpacked()
     if levels == 1 and sizes.bytes(sizes.height, sizes.width) * sizes.most <= chunk:
-        b_hat: Operand = b
-        if isinstance(b, Tensor) and not encoded[1]:
-            b_hat = _window(b, plan, "rhs", (sizes.inner, sizes.width), scratch)
+        b_hat = _right(b, plan, (sizes.inner, sizes.width), scratch, 0, encoded[1])
         a_hat = a if encoded[0] else _window(a, plan, "lhs", (sizes.height, sizes.inner), scratch)
         cpu.decode_into(_products(a_hat, b_hat, plan, scratch), _factor(plan), plan.layout, out)
         return out
@@ -109,9 +113,9 @@ def encode(x: Tensor, plan: Plan, side: str) -> Tensor:
     return cpu.encode(x, _factor(plan, side, x), plan.layout, torch_dtype(plan.dtype))
 
 
-def pack(b_hat: Tensor, plan: Plan) -> Operand:
-    """B encoded: (r, ..., K', N') in ``plan.dtype`` -> packed where its products are made in that dtype."""
-    return dense.pack(b_hat) if b_hat.dtype == made_in(plan) and dense.can_pack(b_hat) else b_hat
+def pack(b_hat: Tensor, plan: Plan, way: str) -> Operand:
+    """B encoded: (r, ..., K', N') in ``plan.dtype`` -> packed that way where its products are made in that dtype."""
+    return dense.pack(b_hat, way) if b_hat.dtype == made_in(plan) and way in dense.packings(b_hat) else b_hat
 
 
 def _factor(plan: Plan, side: str = "out", x: Tensor | None = None) -> Tensor:
@@ -122,7 +126,17 @@ def _factor(plan: Plan, side: str = "out", x: Tensor | None = None) -> Tensor:
 class _Sizes:
     """Of the slices: (height, inner) and (inner, width); what a chunk of rows and columns takes."""
 
-    def __init__(self, a: Tensor, b: Operand, plan: Plan, rows: int, cols: int, encoded: tuple[bool, bool]) -> None:
+    def __init__(
+        self,
+        a: Tensor,
+        b: Operand,
+        plan: Plan,
+        rows: int,
+        cols: int,
+        encoded: tuple[bool, bool],
+        copied: bool = False,
+    ) -> None:
+        """``copied`` says whether A encoded is once more in memory."""
         m, k, n = plan.scheme.shape
         self.rank = plan.scheme.rank
         self.height, self.width = -(-rows // m), -(-cols // n)
@@ -134,6 +148,7 @@ class _Sizes:
         twice = stored.itemsize + work.itemsize if stored != work else work.itemsize
         of_products = work.itemsize + (kept.itemsize if kept != work else 0)
         self.per = [0 if encoded[0] and stored == work else twice, 0 if encoded[1] and stored == work else twice]
+        self.per[0] += work.itemsize if copied else 0
         self.of_products = of_products
 
     def bytes(self, rows: int, cols: int) -> int:
@@ -180,17 +195,16 @@ def _panels(
     group = max(1, step // height)  # whole products at a time, or runs of rows of one
     for left in range(0, width, panel):
         here = min(panel, width - left)
-        b_hat: Operand = b
+        b_hat = b  # once for all rows of A
         if isinstance(b, Tensor):
-            size = (sizes.inner, here)
-            b_hat = b[..., left : left + here] if encoded[1] else _window(b, plan, "rhs", size, scratch, 0, left)
-            b_hat = scratch.convert("wide rhs", b_hat, made_in(plan))  # once for all rows of A
+            part = b[..., left : left + here] if encoded[1] else b
+            b_hat = _right(part, plan, (sizes.inner, here), scratch, left, encoded[1])
         for g in range(0, len(out), group):
-            part = a[:, g : g + group] if encoded[0] else a[g : g + group]
+            rows_of_a = a[:, g : g + group] if encoded[0] else a[g : g + group]
             for top in range(0, height, step):
                 size = (min(step, height - top), sizes.inner)
                 rows = slice(top, top + size[0])
-                a_hat = part[..., rows, :] if encoded[0] else _window(part, plan, "lhs", size, scratch, top)
+                a_hat = rows_of_a[..., rows, :] if encoded[0] else _window(rows_of_a, plan, "lhs", size, scratch, top)
                 p = _products(a_hat, b_hat, plan, scratch)
                 cpu.decode_into(p, _factor(plan), plan.layout, out[g : g + group], top, left)
 
@@ -211,28 +225,66 @@ class _Scratch:
             self._held[name] = cpu.empty((size,), torch.uint8)
         return self._held[name][:size].view(dtype).view(shape)
 
+    def apart(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """The same; of operands of panels the rows lie apart where they would get in each other's way."""
+        more = PAD // dtype.itemsize if self.way == "panels" and shape[-1] * dtype.itemsize % 1024 == 0 else 0
+        return self(name, (*shape[:-1], shape[-1] + more), dtype)[..., : shape[-1]]
+
     def convert(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
         """x in that dtype; on the buffer of that name where that is another one."""
-        return x if x.dtype == dtype else self(name, tuple(x.shape), dtype).copy_(x)
+        return x if x.dtype == dtype else self.apart(name, tuple(x.shape), dtype).copy_(x)
+
+    def forget(self, *names: str) -> None:
+        """Give up the buffers of these names."""
+        for name in names:
+            self._held.pop(self._prefix + name, None)
 
     def inner(self) -> _Scratch:
         """The buffers of what is done inside, one set for all repetitions."""
         return _Scratch(self.way, self._held, self._prefix + "inner ")
 
 
+def _turned(x: Tensor) -> bool:
+    """Whether x is column-major."""
+    return x.stride(-1) != 1 and x.stride(-2) == 1 and x.shape[-1] > 1
+
+
 def _window(
     x: Tensor, plan: Plan, side: str, size: tuple[int, int], scratch: _Scratch, top: int = 0, left: int = 0
 ) -> Tensor:
     """The rows and columns of the slices of x: (..., rows, cols) that begin at (top, left), encoded."""
-    turned = x.stride(-1) != 1 and x.stride(-2) == 1 and x.shape[-1] > 1
     factor, dtype = _factor(plan, side, x), torch_dtype(plan.dtype)
-    if turned:  # column-major, and so are its slices
+    if _turned(x):  # and so are its slices
         hat = scratch(side, (plan.scheme.rank, *x.shape[:-2], *size[::-1]), dtype)
         cpu.encode_into(x.mT, factor.mT, plan.layout, hat, left, top)
         return hat.mT
-    hat = scratch(side, (plan.scheme.rank, *x.shape[:-2], *size), dtype)
+    hat = scratch.apart(side, (plan.scheme.rank, *x.shape[:-2], *size), dtype)
     cpu.encode_into(x, factor, plan.layout, hat, top, left)
     return hat
+
+
+def _right(
+    b: Operand, plan: Plan, size: tuple[int, int], scratch: _Scratch, left: int = 0, encoded: bool = False
+) -> Operand:
+    """(r, ..., inner, cols), as the products take it, from what is encoded already or from B: (..., K, N).
+
+    Of B's slices they are the ``size`` = (inner, cols) that begin at column ``left``.
+    """
+    if not isinstance(b, Tensor):
+        return b
+    work, rank, (inner, cols) = made_in(plan), plan.scheme.rank, size
+    if scratch.way != "panels" or b.ndim - int(encoded) > 2 or not panels.supports(work):
+        return scratch.convert("wide rhs", b if encoded else _window(b, plan, "rhs", size, scratch, 0, left), work)
+    shape = (rank, inner, cols)
+    scratch.forget("lhs", "wide lhs", "rows lhs", "products", "kept products")  # of the product before
+    found = panels.Panels(shape, work, scratch("panels", (panels.Panels.size(shape, work),), torch.uint8))
+    step = max(1, CHUNK // (6 * rank * cols * torch_dtype(plan.dtype).itemsize))  # rows, which the last cache holds
+    for top in range(0, inner, step):
+        rows = min(step, inner - top)
+        part = b[:, top : top + rows] if encoded else _window(b, plan, "rhs", (rows, cols), scratch, top, left)
+        found.fill(part, top)
+    scratch.forget("rhs")
+    return found
 
 
 def _products(a: Tensor, b: Operand, plan: Plan, scratch: _Scratch) -> Tensor | list[Tensor]:
@@ -241,9 +293,13 @@ def _products(a: Tensor, b: Operand, plan: Plan, scratch: _Scratch) -> Tensor | 
     a = scratch.convert("wide lhs", a, work)
     if isinstance(b, dense.Packed):
         return [x.to(kept) for x in b.products(a)]
-    b = scratch.convert("wide rhs", b, work)
-    out = scratch("products", (*a.shape[:-1], b.shape[-1]), work) if b.ndim == 3 else None
-    return scratch.convert("kept products", dense.batched(a, b, out, scratch.way), kept)
+    if isinstance(b, Tensor):
+        b = scratch.convert("wide rhs", b, work)
+    elif a.stride(-1) != 1:
+        a = scratch.apart("rows lhs", tuple(a.shape), work).copy_(a)
+    out = scratch.apart("products", (*a.shape[:-1], b.shape[-1]), work) if len(b.shape) == 3 else None
+    p = dense.batched(a, b, out, scratch.way) if isinstance(b, Tensor) else b.products(a, out)
+    return scratch.convert("kept products", p, kept)
 
 
 def _nested(
@@ -268,6 +324,7 @@ def _nested(
             levels=levels - 1,
             out=p[q],
             scratch=scratch.inner(),
+            way=scratch.way,
         )
     kept = scratch.convert("kept products", p, torch_dtype(plan.product))
     cpu.decode_into(kept, _factor(plan), plan.layout, out)

@@ -44,7 +44,7 @@ def test_rates_are_measured_once_and_kept(folder: Path, monkeypatch: pytest.Monk
 def test_no_place_to_keep_them_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(calibrate, "cache_dir", lambda: tmp_path / "file" / "rates")
-    rates = Rates(((1.0, 1.0),), ("torch",), ((1.0, 1.0),), ("torch",), (), 1.0, 1.0, 0.0)
+    rates = Rates(((1.0, 1.0),), ("torch",), ((1.0, 1.0),), ("torch",), (), (), 1.0, 1.0, 0.0)
     monkeypatch.setattr(calibrate, "measure", lambda *a: rates)
     calibrate._rates.cache_clear()
     assert calibrate.rates("cpu", "fp64") == rates
@@ -54,7 +54,16 @@ def test_no_place_to_keep_them_is_no_error(tmp_path: Path, monkeypatch: pytest.M
 def test_curves_and_ways() -> None:
     curve = ((100.0, 10.0), (400.0, 30.0))
     assert [at(curve, size) for size in (50.0, 100.0, 200.0, 400.0, 1e6)] == [5.0, 10.0, 20.0, 30.0, 30.0]
-    rates = Rates(curve, ("torch", "onednn"), curve[:1], ("openblas",), (), 1.0, 1.0, 0.0)
+    rates = Rates(curve, ("torch", "onednn"), curve[:1], ("openblas",), (), (), 1.0, 1.0, 0.0)
     assert [rates.way(size) for size in (1, 199, 201, 1e5)] == ["torch", "torch", "onednn", "onednn"]
     assert [rates.slice_way(size) for size in (1, 1e5)] == ["openblas", "openblas"]
-    assert not rates.packs
+    assert rates.packing is None
+    slow, quick = ((400.0, 30.0),), ((400.0, 33.0),)
+    for speed, slices, way, packing in (
+        (quick, "torch", "onednn", "onednn"),
+        (slow, "torch", "onednn", None),  # not worth its memory
+        (slow, "panels", "panels", "panels"),  # which would be made at every product
+        (slow, "torch", "panels", None),
+    ):
+        found = Rates(slow, ("torch",), slow, (slices,), speed, (way,), 1.0, 1.0, 0.0)
+        assert found.packing == packing

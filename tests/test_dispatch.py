@@ -51,7 +51,9 @@ def machine(bandwidth: float, narrow: float) -> Any:
 
     def rates(device: str, dtype: str) -> Rates:
         speed = ((1.0, 1e11 * (narrow if dtype == "bf16" else 1.0)),)
-        return Rates(speed, ("torch",), speed, ("torch",), packed=(), bandwidth=bandwidth, sums=1e15, call=0.0)
+        return Rates(
+            speed, ("torch",), speed, ("torch",), packed=(), packed_ways=(), bandwidth=bandwidth, sums=1e15, call=0.0
+        )
 
     return rates
 

@@ -154,7 +154,7 @@ def test_check_falls_back_to_the_fastest_dense_product(monkeypatch: pytest.Monke
     rough = Scheme((2, 2, 2), "R", *(f[:4] for f in STRASSEN.as_float()))
     a, b = torch.ones(200, 200), torch.ones(200, 200)
     speed = ((1.0, 1e9),)
-    rates = calibrate.Rates(speed, ("onednn",), speed, ("torch",), (), 1e9, 1e9, 0.0)
+    rates = calibrate.Rates(speed, ("onednn",), speed, ("torch",), (), (), 1e9, 1e9, 0.0)
     monkeypatch.setattr(calibrate, "rates", lambda device, dtype: rates)
     called = []
     monkeypatch.setitem(dense.WAYS, "onednn", lambda x, y: called.append(x.shape) or x @ y)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from stl_search import transform
 from stl_search.errors import UsageError
-from stl_search.kernels import cpu, dense, multiply
-from stl_search.kernels.plan import LAYOUTS, Plan, torch_dtype
+from stl_search.kernels import cpu, dense, multiply, panels
+from stl_search.kernels.plan import LAYOUTS, Plan, dtype_name, torch_dtype
 from stl_search.runtime import calibrate
 from stl_search.runtime.amm import amm, encode_lhs, encode_rhs
 from stl_search.testing import STRASSEN
@@ -143,44 +143,61 @@ def test_memory_peak_of_amm_keeps_to_what_is_documented() -> None:
     st.sampled_from(list(SCHEMES)),
     st.sampled_from(["fp32", "fp64", "bf16", "fp16"]),
     st.integers(1, 200_000),
+    st.sampled_from(["torch", "panels"]),
+    st.booleans(),
 )
 def test_memory_without_a_limit_is_b_encoded_and_one_chunk(
-    sizes: tuple[int, int, int], batches: tuple[tuple[int, ...], tuple[int, ...]], name: str, dtype: str, chunk: int
+    sizes: tuple[int, int, int],
+    batches: tuple[tuple[int, ...], tuple[int, ...]],
+    name: str,
+    dtype: str,
+    chunk: int,
+    way: str,
+    turned: bool,
 ) -> None:
     """Everything that is allocated at once, the result apart; a chunk is ``CHUNK`` bytes or FEWEST rows."""
     m, k, n = sizes
     plan = Plan(SCHEMES[name], dtype)
     kind = torch_dtype(dtype)
     a, b = whole((*batches[0], m, k), 0).to(kind), whole((*batches[1], k, n), 1).to(kind)
+    a = a.mT.contiguous().mT if turned else a
     memory = Memory()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu, "empty", memory.empty)
         patch.setattr(multiply, "CHUNK", chunk)
-        c = multiply.multiply(a, b, plan, m, n)
+        c = multiply.multiply(a, b, plan, m, n, way=way)
+    assert torch.equal(c.double(), (a.double() @ b.double()).to(kind).double())
     down, inner, across = (-(-side // part) for side, part in zip(sizes, plan.scheme.shape, strict=True))
     entry = {"fp32": 4, "fp64": 8}.get(dtype, 2 + 4)  # 16-bit operands are multiplied in float32
     made = 8 if dtype == "fp64" else 4
     encoded = plan.scheme.rank * inner * across * entry
-    row = plan.scheme.rank * (inner * entry + across * made)
+    if way == "panels" and panels.supports(torch_dtype(plan.compute)):  # a panel is filled up with zeros
+        encoded = max(encoded, panels.Panels.size((plan.scheme.rank, inner, across), torch_dtype(plan.compute)))
+    again = made if turned and way == "panels" else 0  # column-major rows are copied for panels
+    row = plan.scheme.rank * (inner * (entry + again) + across * made)
     assert memory.peak <= c.nbytes + encoded + max(chunk, min(multiply.FEWEST, down) * row)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_packed_operands_multiply_alike_and_come_back_unchanged(dtype: torch.dtype) -> None:
-    plan = Plan(STRASSEN, "bf16" if dtype == torch.bfloat16 else "fp32", "bf16" if dtype == torch.bfloat16 else "")
+@pytest.mark.parametrize(
+    ("dtype", "way"),
+    [(torch.float32, "onednn"), (torch.bfloat16, "onednn"), (torch.float32, "panels"), (torch.float64, "panels")],
+)
+def test_packed_operands_multiply_alike_and_come_back_unchanged(dtype: torch.dtype, way: str) -> None:
+    name = dtype_name(dtype)[0]
+    plan = Plan(STRASSEN, name, "bf16" if dtype == torch.bfloat16 else "")
     a, b = (whole(s, i).to(dtype) for i, s in enumerate([(3, 37, 41), (41, 53)]))
     b_hat = multiply.encode(b, plan, "rhs")
-    if not dense.can_pack(b_hat):
-        pytest.skip("this torch carries no oneDNN")
-    packed = multiply.pack(b_hat, plan)
-    assert isinstance(packed, dense.Packed)
+    if way not in dense.packings(b_hat):
+        pytest.skip(f"nothing packs {dtype} by {way} here")
+    packed = multiply.pack(b_hat, plan, way)
+    assert isinstance(packed, dense.Packed if way == "onednn" else panels.Panels)
     assert torch.equal(packed.unpacked(), b_hat)
-    assert packed.nbytes == b_hat.nbytes
+    assert b_hat.nbytes <= packed.nbytes < 2 * b_hat.nbytes
     for levels, limit in ((1, None), (2, None), (1, 10**6)):
         c = multiply.multiply(a, packed, plan, 37, 53, (False, True), levels, limit)
         exact = a.double() @ b.double()
         gap = float((c.double() - exact).norm() / exact.norm())
-        assert gap <= (0.0 if dtype == torch.float32 else 4 * plan.predicted_error)
+        assert gap <= (4 * plan.predicted_error if dtype == torch.bfloat16 else 0.0)
 
 
 def test_every_dense_way_gives_the_product() -> None:
@@ -261,7 +278,7 @@ def test_the_threads_of_openblas_are_given_back(blas: Any) -> None:
 def test_products_go_the_way_that_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     curve = ((256.0, 1e9),)
     monkeypatch.setattr(
-        calibrate, "rates", lambda *_: calibrate.Rates(curve, ("torch",), curve, ("openblas",), (), 1e9, 1e9, 0.0)
+        calibrate, "rates", lambda *_: calibrate.Rates(curve, ("torch",), curve, ("openblas",), (), (), 1e9, 1e9, 0.0)
     )
     asked: list[str] = []
     batched = dense.batched

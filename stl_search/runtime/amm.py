@@ -244,7 +244,7 @@ def _in_memory(a: Operand | EncodedOperand, b: Operand | EncodedOperand, plan: P
     return a.device.type == "cpu" and multiply.applies(plan, *(x.tensor for x in (a, b) if isinstance(x, Operand)))
 
 
-def _held(x: Operand | EncodedOperand, side: str) -> torch.Tensor | dense.Packed:
+def _held(x: Operand | EncodedOperand, side: str) -> multiply.Operand:
     """What ``kernels.multiply`` takes for an operand: a matrix or stack, or what is held of an encoded one."""
     if isinstance(x, EncodedOperand):
         return x.held.data if isinstance(x.held, reference.Stored) else x.held

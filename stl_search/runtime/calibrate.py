@@ -42,7 +42,8 @@ SLICES = 4
 # Side of the matrix whose encoding is timed: beyond the caches, and on a GPU beyond what a call takes of the processor.
 ENCODED = {"cpu": 4096, "cuda": 16384}
 SETTLE = 0.2  # seconds after which the threads of a numeric library have stopped spinning and hinder no other
-FORMAT = 9  # of the file; what was written by another is measured anew
+CURVES = ("dense", "slices", "packed")
+FORMAT = 10  # of the file; what was written by another is measured anew
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Rates:
     """Speeds on one device in one precision; sizes are sides of square products.
 
     ``dense`` (flops a second, the fastest way at each size, named in ``ways``), ``slices`` (the same for r products at
-    once, in the precision itself, the ways named in ``slice_ways``), ``packed`` (with the right operand packed; empty
-    where that is not to be had), ``bandwidth`` (bytes a second read and written by encode and decode), ``sums``
-    (multiply-adds a second in them), ``call`` (seconds that any step takes at least).
+    once, in the precision itself, the ways named in ``slice_ways``), ``packed`` (with the right operand packed, as
+    ``packed_ways`` say; empty where that is not to be had), ``bandwidth`` (bytes a second read and written by encode
+    and decode), ``sums`` (multiply-adds a second in them), ``call`` (seconds that any step takes at least).
     """
 
     dense: Curve
@@ -60,6 +61,7 @@ class Rates:
     slices: Curve
     slice_ways: tuple[str, ...]
     packed: Curve
+    packed_ways: tuple[str, ...]
     bandwidth: float
     sums: float
     call: float
@@ -73,9 +75,16 @@ class Rates:
         return _nearest(self.slices, self.slice_ways, size)
 
     @property
-    def packs(self) -> bool:
-        """Whether packing the right operand is worth its memory: a product with it is a twentieth faster at least."""
-        return bool(self.packed) and self.packed[-1][1] > 1.05 * self.slices[-1][1]
+    def packing(self) -> str | None:
+        """How to pack a right operand that is kept: as large slices are multiplied fastest, by a twentieth at least.
+
+        Panels, which take no more memory, also where they would be made at every product.
+        """
+        if not self.packed:
+            return None
+        gain = self.packed[-1][1] / self.slices[-1][1]
+        same = self.packed_ways[-1] == self.slice_ways[-1]
+        return self.packed_ways[-1] if gain > 1.05 or same else None
 
 
 def _nearest(curve: Curve, names: tuple[str, ...], size: float) -> str:
@@ -118,11 +127,10 @@ def _rates(device: str, dtype: str, threads: int) -> Rates:
 
 
 def _read(found: dict[str, Any]) -> Rates:
-    dense_curve, slices, packed = (
-        tuple((float(s), float(f)) for s, f in found[k]) for k in ("dense", "slices", "packed")
-    )
-    bandwidth, sums, call = (float(found[k]) for k in ("bandwidth", "sums", "call"))
-    return Rates(dense_curve, tuple(found["ways"]), slices, tuple(found["slice_ways"]), packed, bandwidth, sums, call)
+    parts: dict[str, Any] = {k: tuple((float(s), float(f)) for s, f in found[k]) for k in CURVES}
+    parts |= {k: tuple(str(way) for way in found[k]) for k in ("ways", "slice_ways", "packed_ways")}
+    parts |= {k: float(found[k]) for k in ("bandwidth", "sums", "call")}
+    return Rates(**parts)
 
 
 def kept(
@@ -196,6 +204,7 @@ def measure(device: str, dtype: str) -> Rates:
         dense_curve: list[tuple[float, float]] = []
         slice_curve: list[tuple[float, float]] = []
         packed_curve: list[tuple[float, float]] = []
+        packed: list[str] = []
         chosen: list[str] = []
         sliced: list[str] = []
         sizes = SIZES.get(place.type, SIZES_ELSEWHERE)
@@ -217,15 +226,17 @@ def measure(device: str, dtype: str) -> Rates:
                 times = {w: _seconds(partial(dense.batched, x, y, way=w), place) for w in dense.slice_ways(kind)}
                 sliced.append(min(times, key=lambda way: times[way]))
                 slice_curve.append((float(size), flops / times[sliced[-1]]))
-                if dense.can_pack(y):
-                    packed = partial(dense.pack(y).products, x)
-                    packed_curve.append((float(size), flops / _seconds(packed, place)))
+                if dense.packings(y):
+                    out = cpu.empty(tuple(x.shape), kind)
+                    times = {w: _seconds(partial(dense.pack(y, w).products, x, out), place) for w in dense.packings(y)}
+                    packed.append(min(times, key=lambda way: times[way]))
+                    packed_curve.append((float(size), flops / times[packed[-1]]))
             else:
                 sliced.append("torch")
                 slice_curve.append((float(size), flops / _seconds(partial(ops.product, x, y, kind), place)))
         bandwidth, sums = _encoding(kind, place)
-    slices = tuple(slice_curve), tuple(sliced)
-    return Rates(tuple(dense_curve), tuple(chosen), *slices, tuple(packed_curve), bandwidth, sums, call)
+    slices, kept_packed = (tuple(slice_curve), tuple(sliced)), (tuple(packed_curve), tuple(packed))
+    return Rates(tuple(dense_curve), tuple(chosen), *slices, *kept_packed, bandwidth, sums, call)
 
 
 def _ways(kind: torch.dtype, place: torch.device, size: int) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from stl_search.errors import FormatError, StlError, UsageError
-from stl_search.kernels import dense, gpu_multiply, multiply, reference
+from stl_search.kernels import gpu_multiply, multiply, reference
 from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype
 from stl_search.runtime import calibrate
 from stl_search.scheme import Scheme
@@ -59,7 +59,7 @@ class EncodedOperand:
 
     plan: Plan
     side: str
-    held: reference.Stored | dense.Packed = field(repr=False)
+    held: reference.Stored | multiply.Packed = field(repr=False)
     shape: tuple[int, ...]
     dtype: str
     kind: str
@@ -221,11 +221,11 @@ def encode(x: Operand, plan: Plan, side: str) -> EncodedOperand:
         return EncodedOperand(plan, side, _packed(stored, plan, side), x.shape, x.dtype, x.kind)
 
 
-def _packed(stored: reference.Stored, plan: Plan, side: str) -> reference.Stored | dense.Packed:
+def _packed(stored: reference.Stored, plan: Plan, side: str) -> reference.Stored | multiply.Packed:
     """The same, packed where that makes products faster: B on the processor, of some size."""
     b = stored.data
     if side == "rhs" and stored.scale is None and b.numel() and min(b.shape[-2:]) >= WORTH_PACKING:
-        packs = multiply.applies(plan, b) and calibrate.rates("cpu", plan.dtype).packs
-        found = multiply.pack(b, plan) if packs else b
+        way = calibrate.rates("cpu", plan.dtype).packing if multiply.applies(plan, b) else None
+        found = multiply.pack(b, plan, way) if way else b
         return stored if isinstance(found, torch.Tensor) else found
     return stored

@@ -1,0 +1,134 @@
+"""Products whose right operand lies in panels: a few vectors of columns each, row after row, as registers take them.
+
+The scheme of Goto and van de Geijn (doi 10.1145/1356052.1356053) with B arranged beforehand and A as it is: a tile of
+C stays in registers while a run of A's rows meets one panel of B. A library arranges B at every call; for some
+hundred rows that costs a tenth of the product and more. Here B encoded is arranged once, however many rows follow.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from stl_search.kernels import cpu
+from stl_search.kernels.threads import share
+from stl_search.kernels.tiles import BLOCK, ROWS, VECTORS, multiply_rows
+from stl_search.kernels.vectors import BYTES, FUSED
+
+__all__ = ["Panels", "supports"]
+
+Tensor = torch.Tensor
+
+RUN = BLOCK  # rows of A that one thread multiplies at a time
+SHARES = 8  # runs that a matrix is cut into while the last ones are multiplied, so that no thread is waited for long
+LEAST = 32  # rows of such a run
+
+_TAGS = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
+
+
+def supports(dtype: torch.dtype) -> bool:
+    """Whether products of this dtype are made here: float32 and float64, where the processor adds products at once."""
+    return FUSED and dtype in _TAGS
+
+
+def _across(dtype: torch.dtype) -> int:
+    """Columns of a panel."""
+    return VECTORS * BYTES // dtype.itemsize
+
+
+class Panels:
+    """r matrices B: (r, K, N) in panels: ``data`` (r, ceil(N / c), K, c), zeros beyond the last column."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, data: Tensor | None = None) -> None:
+        """Nothing in it yet; ``data`` may be memory to use, of the bytes that ``size`` says or more."""
+        self.shape, self.dtype, self.device = torch.Size(shape), dtype, torch.device("cpu")
+        inside = self.inside(shape, dtype)
+        if data is None:
+            self.data = cpu.empty(inside, dtype)
+        else:
+            self.data = data.view(torch.uint8)[: self.size(shape, dtype)].view(dtype).view(inside)
+
+    @classmethod
+    def of(cls, b: Tensor) -> Panels:
+        """b: (r, K, N), float32 or float64."""
+        r, inner, cols = b.shape
+        made = cls((r, inner, cols), b.dtype)
+        made.fill(b)
+        return made
+
+    @staticmethod
+    def inside(shape: tuple[int, int, int], dtype: torch.dtype) -> tuple[int, int, int, int]:
+        """The shape of ``data``."""
+        r, inner, cols = shape
+        across = _across(dtype)
+        return r, -(-cols // across), inner, across
+
+    @classmethod
+    def size(cls, shape: tuple[int, int, int], dtype: torch.dtype) -> int:
+        """The bytes of ``data``."""
+        return int(np.prod(cls.inside(shape, dtype), dtype=np.int64)) * dtype.itemsize
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return self.data.nbytes
+
+    def fill(self, b: Tensor, top: int = 0) -> None:
+        """The rows from ``top`` on become those of b: (r, rows, N), of any dtype."""
+        r, rows, cols = b.shape
+        across = self.data.shape[-1]
+        whole = cols // across
+        part = self.data[:, :, top : top + rows]
+        part[:, :whole].copy_(b[..., : whole * across].reshape(r, rows, whole, across).transpose(1, 2))
+        if whole * across < cols:
+            part[:, whole, :, cols - whole * across :] = 0
+            part[:, whole, :, : cols - whole * across].copy_(b[..., whole * across :])
+
+    def unpacked(self) -> Tensor:
+        """(r, K, N), contiguous: the same numbers."""
+        r, inner, cols = self.shape
+        return self.data.transpose(1, 2).flatten(2)[..., :cols].contiguous()
+
+    def products(self, a: Tensor, out: Tensor | None = None) -> Tensor:
+        """a: (r, ..., M, K) of the same dtype -> (r, ..., M, N), on ``out`` where that is given.
+
+        Whole matrices, or runs of their rows, are shared among as many threads as torch would use. Sums over K are made
+        in one order, whatever the threads.
+        """
+        r, inner, cols = self.shape
+        if out is None:
+            out = cpu.empty((*a.shape[:-1], cols), self.dtype)
+        rows, size = math.prod(a.shape[1:-1]), self.dtype.itemsize
+        if not inner:
+            return out.zero_()
+        flat, to = a.reshape(r, rows, inner), out.view(r, rows, cols)
+        if flat.stride(-1) != 1:
+            flat = flat.contiguous()
+        threads = max(1, torch.get_num_threads())
+        parts: list[tuple[int, int, int]] = []
+        for q in range(r):
+            step = RUN if q < r - 2 * threads else min(RUN, max(LEAST, -(-rows // SHARES // ROWS) * ROWS))
+            parts += [(q, top, min(top + step, rows)) for top in range(0, rows, step)]
+        tag, left = _TAGS[self.dtype], parts[::-1]
+
+        def work(_: int) -> None:
+            while left:
+                try:
+                    q, top, bottom = left.pop()
+                except IndexError:
+                    return
+                multiply_rows(
+                    tag,
+                    flat.data_ptr() + size * (q * flat.stride(0) + top * flat.stride(1)), size * flat.stride(1),
+                    self.data.data_ptr() + size * q * self.data.stride(0),
+                    to.data_ptr() + size * (q * to.stride(0) + top * to.stride(1)), size * to.stride(1),
+                    bottom - top, inner, cols,
+                )  # fmt: skip
+
+        share(work, min(threads, len(parts)))
+        return out

@@ -1,0 +1,101 @@
+"""Products of panels: right for any shape, stride and number of threads, and nothing beyond C is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stl_search.kernels import panels, tiles
+from stl_search.kernels.panels import Panels
+
+KINDS = [kind for kind in (torch.float32, torch.float64) if panels.supports(kind)]
+ACROSS = tiles.VECTORS * tiles.BYTES // 4  # columns of a panel in float32
+
+pytestmark = pytest.mark.skipif(not KINDS, reason="this processor adds no products at once")
+
+
+def whole(shape: tuple[int, ...], seed: int, kind: torch.dtype) -> torch.Tensor:
+    """Whole numbers: sums of their products are exact."""
+    return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).to(kind)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Torch uses that many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.integers(1, 7),
+    st.sampled_from([0, 1, 3, 4, 5, 8, 13, 40]),
+    st.sampled_from([0, 1, 2, 3, 4, 7, 33, 1030]),
+    st.sampled_from([0, 1, 7, 8, 9, 12, 16, 17, 23, 24, 25, 47, 48, 49, 100]),
+    st.sampled_from(KINDS or [torch.float32]),
+    st.booleans(),
+    st.integers(0, 2**30),
+)
+def test_whole_numbers_are_multiplied_exactly(
+    r: int, rows: int, inner: int, cols: int, kind: torch.dtype, turned: bool, seed: int
+) -> None:
+    a, b = whole((r, rows, inner), seed, kind), whole((r, inner, cols), seed + 1, kind)
+    made = Panels.of(b.mT.contiguous().mT if turned else b)
+    assert torch.equal(made.unpacked(), b)
+    assert made.nbytes == Panels.size((r, inner, cols), kind)
+    room = torch.full((r, rows + 2, cols + 5), torch.nan, dtype=kind)
+    inside = room[:, 1:-1, 2:-3]
+    assert made.products(a.mT.contiguous().mT if turned else a, inside) is inside
+    assert torch.equal(inside, a @ b)
+    inside.fill_(torch.nan)
+    assert room.isnan().all()  # the frame is as it was
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("r", [1, 2, 5])
+def test_any_number_of_threads_makes_the_same_sums(threads: int, r: int, kind: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(r)
+    a = torch.randn(r, 2 * tiles.BLOCK + 37, 1500, generator=generator, dtype=torch.float64).to(kind)
+    b = torch.randn(r, 1500, 75, generator=generator, dtype=torch.float64).to(kind)
+    c = Panels.of(b).products(a)
+    exact = a.double() @ b.double()
+    bound = torch.finfo(kind).eps * a.shape[-1] * (a.double().abs() @ b.double().abs())
+    assert ((c.double() - exact).abs() <= bound).all()
+    torch.set_num_threads(1)
+    assert torch.equal(Panels.of(b).products(a), c)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_panels_are_filled_some_rows_at_a_time_from_any_format(kind: torch.dtype) -> None:
+    b = whole((3, 29, ACROSS + 3), 0, kind)
+    memory = torch.full((Panels.size((3, 29, ACROSS + 3), kind) + 8,), 255, dtype=torch.uint8)
+    made = Panels((3, 29, ACROSS + 3), kind, memory)
+    for top in range(0, 29, 10):
+        made.fill(b[:, top : top + 10].bfloat16(), top)
+    assert torch.equal(made.data, Panels.of(b).data)
+    assert (memory[-8:] == 255).all()
+    assert len(made) == 3
+    a = whole((3, 2, 5, 29), 1, kind)
+    assert torch.equal(made.products(a), a @ b[:, None])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_not_finite_stays_in_its_row_and_column(kind: torch.dtype) -> None:
+    a, b = whole((1, 9, 6), 0, kind), whole((1, 6, ACROSS + 1), 1, kind)
+    clean = a @ b
+    a[0, 2, 3], b[0, 1, ACROSS] = torch.inf, torch.nan
+    c = Panels.of(b).products(a)
+    torch.testing.assert_close(c, a @ b, rtol=0, atol=0, equal_nan=True)
+    others = torch.ones_like(c, dtype=torch.bool)
+    others[0, 2], others[0, :, ACROSS] = False, False
+    assert torch.equal(c[others], clean[others])
+
+
+def test_other_formats_are_not_taken() -> None:
+    assert not any(panels.supports(kind) for kind in (torch.float16, torch.bfloat16, torch.complex64, torch.int64))
