@@ -14,6 +14,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from stl_search import __version__, score
@@ -35,7 +36,7 @@ STEPS = 16  # shares of the multiplications for which a winner is named
 SAMPLED = 16  # rows of the result whose error is measured
 ENOUGH = 0.05  # seconds that a run takes at least: shorter ones time how threads wake up after a pause
 LONG = 3.0  # seconds of a call from which on it is made once: the memory that it takes is cold then
-PATIENCE = 8.0  # seconds for the turns of one scheme
+PATIENCE = 20.0  # seconds for the turns of one scheme
 
 _Run = tuple[dict[str, Any], Callable[[], torch.Tensor], float]  # a row, its product, the error to expect
 
@@ -159,10 +160,10 @@ class _Case:
         if turns > 1:
             times = [[_time(product, calls, self.device) for product in products] for _ in range(turns)]
         for i, (row, _, predicted) in enumerate(runs):
-            ratios = sorted(turn[0] / turn[i + 1] for turn in times)
+            ratios = [turn[0] / turn[i + 1] for turn in times]
             yield {
                 **row, "dense": self.way, "choice": choice, "pairs": turns,
-                "ratio": {f"p{q}": ratios[round(q / 100 * (turns - 1))] for q in (20, 50, 80)},
+                "ratio": {f"p{q}": float(np.quantile(ratios, q / 100)) for q in (20, 50, 80)},
                 "seconds": {"dense": statistics.median(turn[0] for turn in times),
                             "scheme": statistics.median(turn[i + 1] for turn in times)},
                 "error": errors[i], "predicted_error": predicted, "ok": errors[i] <= 1.25 * predicted + 8 * self.sums,
