@@ -3,7 +3,8 @@
 ``WAYS`` lists them: torch's own (MKL or OpenBLAS); numpy's, in numpy's threads; numpy's OpenBLAS in torch's threads,
 each with its share of the rows, or of the slices of a batch; and oneDNN, which torch carries but uses for float32 only
 when a global setting is changed; here it is called directly, in full float32. Batches have ``panels`` besides. All are
-deterministic; sums in ``panels`` round twice as much as the others', which add shorter ones up. ``runtime.calibrate`` measures and chooses. Nothing here makes gradients.
+deterministic; ``panels`` rounds about twice as much as the libraries, which make shorter sums and add these up.
+``runtime.calibrate`` measures and chooses. Nothing here makes gradients.
 """
 
 from __future__ import annotations
