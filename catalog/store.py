@@ -649,10 +649,12 @@ def add_composition(
     ``parts`` are full ids, or compositions in their turn (see ``record.compose``).
     ``op`` is kron, sum_m, sum_k, sum_n or project (with ``rows``, ``inner``, ``cols``: the indices to keep). The parts
     must be in the same folder or in the catalog; their file names carry their ids. They are brought to ``shapes``,
-    permutations of their own, where given. Raises what ``record.combine`` raises, and CatalogError for a part that is
-    not there.
+    permutations of their own, where given. A folder that has ``compositions/``, as the shipped catalog does, gets the
+    file there. Raises what ``record.combine`` raises, and CatalogError for a part that is not there.
     """
     folder = user_dir() if out is None else Path(out)
+    if (folder / "compositions").is_dir():
+        folder /= "compositions"
     finder = part_finder(folder)
     schemes = [part_of(part, finder) for part in parts]
     if shapes is not None:

@@ -106,6 +106,11 @@ def test_the_best_compositions_are_written_with_their_parts(tmp_path: Path, monk
     left = {store.load(path).id for path in (tmp_path / "mine").glob("2x4x4_*.json")}
     assert left == {point["id"] for point in few["points"]} < {point["id"] for point in found["points"]}
     assert len(list((tmp_path / "mine").glob("*.json"))) == len(PARTS) + 3
+    inside = tmp_path / "laid" / "compositions"  # as in the shipped catalog
+    inside.mkdir(parents=True)
+    CliRunner().invoke(main, [*words, "--out", str(inside.parent)], catch_exceptions=False)
+    assert {path.name for path in inside.iterdir()} >= {path.name for path in (tmp_path / "mine").glob("2x4x4_*.json")}
+    assert list(inside.parent.iterdir()) == [inside]
 
 
 def test_what_an_entry_of_the_shape_is_better_than_is_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
