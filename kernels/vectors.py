@@ -1,6 +1,6 @@
 """Pieces of the compiled loops of ``strips`` and ``panels``: vector instructions emitted as LLVM's, through numba.
 
-``vectors`` of a format are as wide as the processor's registers; what is narrow in memory is widened on the way.
+Vectors are as wide as the processor's registers; formats that are narrower in memory are widened on the way.
 """
 
 # mypy: ignore-errors
