@@ -42,7 +42,17 @@ def test_what_is_chosen_by_name() -> None:
         measure.chosen("4711", "fp32")
 
 
-@pytest.mark.parametrize(("seconds", "turns"), [(1e-4, 5), (0.5, 5), (1.0, 2), (3.0, 1), (20.0, 1)])
+def test_the_median_of_two_pairs_is_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([4.0, 4.0, 2.0, 1.0, 4.0, 1.0])  # a first turn, then as many as there is patience for
+    monkeypatch.setattr(measure, "_time", lambda *_: next(times))
+    monkeypatch.setattr(measure, "_fastest", lambda a, b: ("torch", lambda: a @ b))
+    case = measure._Case(16, "fp32")
+    (row,) = case.measured([({}, lambda: case.a @ case.b, 0.0)], "dense", 5)
+    assert row["pairs"] == 2
+    assert row["ratio"] == {"p20": pytest.approx(2.4), "p50": 3.0, "p80": pytest.approx(3.6)}
+
+
+@pytest.mark.parametrize(("seconds", "turns"), [(1e-4, 5), (1.0, 5), (2.0, 3), (4.0, 1), (20.0, 1)])
 def test_long_runs_are_repeated_less(seconds: float, turns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_time", lambda *_: seconds)
     case = measure._Case(16, "fp32")
