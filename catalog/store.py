@@ -616,7 +616,7 @@ def add(
     The one door: the scheme is brought to the smallest ring over which it is proved, floats to their short form, all
     is proved afresh and written in one step, so that a reader or a second writer never sees half a file. ``dtype`` is
     what an approximate scheme was made for and becomes part of its name. A scheme that the folder already holds, by
-    id, is not written again.
+    id, is not written again. A folder that has ``schemes/``, as the shipped catalog does, gets the file there.
 
     Raises VerificationError for a scheme that is not what its ring says, CatalogError when the folder cannot be
     written.
@@ -633,7 +633,7 @@ def add(
         return held
     record = Record.prove(scheme, provenance)
     label = f"_{dtype}" if dtype is not None and record.certificate.kind == "residual" else ""
-    return _write(folder, scheme.name + label, scheme.id, record.dumps())
+    return _write(_place(folder, "schemes"), scheme.name + label, scheme.id, record.dumps())
 
 
 def add_composition(
@@ -649,12 +649,10 @@ def add_composition(
     ``parts`` are full ids, or compositions in their turn (see ``record.compose``).
     ``op`` is kron, sum_m, sum_k, sum_n or project (with ``rows``, ``inner``, ``cols``: the indices to keep). The parts
     must be in the same folder or in the catalog; their file names carry their ids. They are brought to ``shapes``,
-    permutations of their own, where given. A folder that has ``compositions/``, as the shipped catalog does, gets the
-    file there. Raises what ``record.combine`` raises, and CatalogError for a part that is not there.
+    permutations of their own, where given. A folder that has ``compositions/`` gets the file there. Raises what
+    ``record.combine`` raises, and CatalogError for a part that is not there.
     """
     folder = user_dir() if out is None else Path(out)
-    if (folder / "compositions").is_dir():
-        folder /= "compositions"
     finder = part_finder(folder)
     schemes = [part_of(part, finder) for part in parts]
     if shapes is not None:
@@ -669,7 +667,8 @@ def add_composition(
     obj |= {"op": op, "parts": list(parts), **kept}
     obj |= {} if shapes is None else {"shapes": [list(turned) for turned in shapes]}
     obj |= {key: full[key] for key in ("id", "certificate", "figures", "provenance")}
-    return _held(folder, scheme.id) or _write(folder, scheme.name, scheme.id, dump_scheme_object(obj))
+    text = dump_scheme_object(obj)
+    return _held(folder, scheme.id) or _write(_place(folder, "compositions"), scheme.name, scheme.id, text)
 
 
 def remove(prefix: str) -> Path:
@@ -701,6 +700,11 @@ def _held(folder: Path, wanted: str) -> Path | None:
         except StlError:
             continue
     return None
+
+
+def _place(folder: Path, kind: str) -> Path:
+    """Where a file of that kind, "schemes" or "compositions", goes in a catalog folder: one laid out so, or flat."""
+    return folder / kind if (folder / kind).is_dir() else folder
 
 
 def _write(folder: Path, name: str, wanted: str, text: str) -> Path:

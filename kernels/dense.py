@@ -21,9 +21,9 @@ import numpy as np
 import torch
 
 from stl_search.kernels import cpu, panels, reference
-from stl_search.kernels.threads import share
+from stl_search.kernels.threads import each
 
-__all__ = ["WAYS", "Packed", "batched", "can_pack", "matmul", "pack", "packings", "slice_ways", "ways"]
+__all__ = ["WAYS", "Packed", "batched", "matmul", "pack", "packings", "slice_ways", "ways"]
 
 Tensor = torch.Tensor
 
@@ -144,20 +144,11 @@ def _in_threads(a: Tensor, b: Tensor, out: Tensor) -> None:
     threads = max(1, torch.get_num_threads())
     whole = count - count % threads
     cuts = [rows * t // threads for t in range(threads + 1)]
-    parts = [(q, low, high) for q in range(whole, count) for low, high in itertools.pairwise(cuts)]
-    parts = [part for part in parts if part[1] < part[2]] + [(q, 0, rows) for q in range(whole)]
+    parts = [(q, 0, rows) for q in range(whole)]
+    parts += [(q, low, high) for q in range(whole, count) for low, high in itertools.pairwise(cuts) if low < high]
     x, y, z = (t.detach().numpy() for t in (a, b, out))
-
-    def work(_: int) -> None:
-        while parts:
-            try:
-                q, low, high = parts.pop()
-            except IndexError:
-                return
-            np.matmul(x[q, low:high], y[q], out=z[q, low:high])
-
     with single():
-        share(work, min(threads, len(parts)))
+        each(lambda q, low, high: np.matmul(x[q, low:high], y[q], out=z[q, low:high]), parts)
 
 
 def ways(dtype: torch.dtype) -> list[str]:
@@ -213,15 +204,10 @@ class Packed:
         """(r, K', N'), contiguous: the same numbers."""
         return torch.stack([x.to_dense().T for x in self._weights])
 
-    def products(self, a: Tensor, out: Tensor | None = None) -> list[Tensor]:
-        """a: (r, ..., M', K') -> r times (..., M', N'), in new memory: ``out`` is not used."""
+    def products(self, a: Tensor) -> list[Tensor]:
+        """a: (r, ..., M', K') -> r times (..., M', N')."""
         multiply = _onednn()._linear_pointwise
         return [multiply(x, w, None, "none", [], "") for x, w in zip(a, self._weights, strict=True)]
-
-
-def can_pack(b: Tensor) -> bool:
-    """Whether encoded B: (r, ..., K', N') is one that ``Packed`` takes."""
-    return b.ndim == 3 and b.numel() > 0 and b.device.type == "cpu" and _reorders(b.dtype)
 
 
 @cache
@@ -236,17 +222,17 @@ def _reorders(dtype: torch.dtype) -> bool:
     return True
 
 
-def pack(b: Tensor, way: str = "onednn") -> Packed | panels.Panels:
+def pack(b: Tensor, way: str) -> Packed | panels.Panels:
     """b: (r, K', N') -> the same, packed for one of the ``packings``."""
     return panels.Panels.of(b) if way == "panels" else Packed(b)
 
 
 def packings(b: Tensor) -> list[str]:
     """The names of the ways in which encoded B: (r, ..., K', N') can be packed here."""
-    found = ["onednn"] if can_pack(b) else []
-    if b.ndim == 3 and b.device.type == "cpu" and panels.supports(b.dtype):
-        found.append("panels")
-    return found
+    if b.ndim != 3 or not b.numel() or b.device.type != "cpu":
+        return []
+    ways = {"onednn": _reorders(b.dtype), "panels": panels.supports(b.dtype)}
+    return [way for way, there in ways.items() if there]
 
 
 def batched(a: Tensor, b: Tensor, out: Tensor | None = None, way: str = "torch") -> Tensor:

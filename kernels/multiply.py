@@ -57,11 +57,11 @@ def multiply(
 
     ``encoded`` says which of the two is given encoded, as (r, ..., rows', cols') in ``plan.dtype``; B may be packed,
     see ``pack``. ``levels`` - 1 times more, each of the r products is made by the same plan; the last ones, unless B is
-    packed, by that ``way`` of ``dense.batched``. Besides the operands and C there are in memory, in buffers that live
-    as long as the call: B encoded, r/(k n) of its size, and one chunk of encoded rows of A and of products, ``CHUNK``
-    bytes or the FEWEST rows; with more levels, A encoded and all products at once. With ``limit`` all this keeps below
-    that many bytes, at the price of encoding A several times; raises UsageError where it cannot. C may be given, to be
-    filled.
+    packed, by that ``way`` of ``dense.batched`` ("panels" not under a limit). Besides the operands and C there are in
+    memory, in buffers that live as long as the call: B encoded, r/(k n) of its size and for panels what fills the last
+    one, and one chunk of encoded rows of A and of products, ``CHUNK`` bytes or the FEWEST rows; with more levels, A
+    encoded and all products at once. With ``limit`` all this keeps below that many bytes, at the price of encoding A
+    several times; raises UsageError where it cannot. C may be given, to be filled.
     """
     if isinstance(b, panels.Panels) or way == "panels":
         way = "panels" if limit is None else "torch"

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stl_search.kernels import cpu
-from stl_search.kernels.threads import share
+from stl_search.kernels.threads import each
 from stl_search.kernels.tiles import BLOCK, ROWS, VECTORS, multiply_rows
 from stl_search.kernels.vectors import BYTES, FUSED
 
@@ -114,21 +114,16 @@ class Panels:
         for q in range(r):
             step = RUN if q < r - 2 * threads else min(RUN, max(LEAST, -(-rows // SHARES // ROWS) * ROWS))
             parts += [(q, top, min(top + step, rows)) for top in range(0, rows, step)]
-        tag, left = _TAGS[self.dtype], parts[::-1]
+        tag = _TAGS[self.dtype]
 
-        def work(_: int) -> None:
-            while left:
-                try:
-                    q, top, bottom = left.pop()
-                except IndexError:
-                    return
-                multiply_rows(
-                    tag,
-                    flat.data_ptr() + size * (q * flat.stride(0) + top * flat.stride(1)), size * flat.stride(1),
-                    self.data.data_ptr() + size * q * self.data.stride(0),
-                    to.data_ptr() + size * (q * to.stride(0) + top * to.stride(1)), size * to.stride(1),
-                    bottom - top, inner, cols,
-                )  # fmt: skip
+        def work(q: int, top: int, bottom: int) -> None:
+            multiply_rows(
+                tag,
+                flat.data_ptr() + size * (q * flat.stride(0) + top * flat.stride(1)), size * flat.stride(1),
+                self.data.data_ptr() + size * q * self.data.stride(0),
+                to.data_ptr() + size * (q * to.stride(0) + top * to.stride(1)), size * to.stride(1),
+                bottom - top, inner, cols,
+            )  # fmt: skip
 
-        share(work, min(threads, len(parts)))
+        each(work, parts)
         return out

@@ -9,14 +9,14 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["share"]
+__all__ = ["each", "share"]
 
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _HOME = os.getpid()  # a fork has none of its parent's threads, and a team that waits for them
@@ -54,6 +54,22 @@ def share(work: Callable[[int], Any], count: int) -> None:
     start(_BODY(body), None, count, 0)
     if failed:
         raise failed[0]
+
+
+def each(work: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> None:
+    """work(*part) for each of the parts, the first ones first, in as many threads as torch would use."""
+    left = list(reversed(parts))
+
+    def take(_: int) -> None:
+        while True:
+            try:
+                part = left.pop()
+            except IndexError:
+                return
+            work(*part)
+
+    if left:
+        share(take, min(max(1, torch.get_num_threads()), len(left)))
 
 
 @functools.lru_cache(maxsize=1)

@@ -45,7 +45,7 @@ def _tile(context, tag, rows, vectors, a, a_step, b, c, c_step, length, more, ah
 
     The numbers are of the type of ``tag``; a, b and c are addresses, from row to row of a and c there are ``a_step``
     and ``c_step`` bytes, of b a whole panel's width. 0 <= t < length. c is fetched into the second cache first; unless
-    ``ahead`` is empty, so are meanwhile, from the address ``following`` on, as many lines as b has UNROLLED rows.
+    ``ahead`` is empty, so is meanwhile, from the address ``following`` on, a line for every UNROLLED rows of b.
     """
     high, across = len(rows), len(vectors)
 

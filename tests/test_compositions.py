@@ -111,6 +111,8 @@ def test_the_best_compositions_are_written_with_their_parts(tmp_path: Path, monk
     CliRunner().invoke(main, [*words, "--out", str(inside.parent)], catch_exceptions=False)
     assert {path.name for path in inside.iterdir()} >= {path.name for path in (tmp_path / "mine").glob("2x4x4_*.json")}
     assert list(inside.parent.iterdir()) == [inside]
+    (inside.parent / "schemes").mkdir()
+    assert store.add(PARTS[0], {}, inside.parent).parent == inside.parent / "schemes"
 
 
 def test_what_an_entry_of_the_shape_is_better_than_is_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from stl_search.kernels import threads
 
@@ -81,3 +82,22 @@ def test_a_fork_has_its_own_threads(either: str) -> None:
     child.join(60)
     assert child.exitcode == 0
     assert answers.get() == 3
+
+
+def test_each_part_is_done_once_and_in_order_by_one_thread() -> None:
+    done: list[tuple[int, str]] = []
+    parts = [(i, str(i)) for i in range(20)]
+    threads.each(lambda i, name: done.append((i, name)), parts)
+    assert sorted(done) == parts
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        done.clear()
+        threads.each(lambda i, name: done.append((i, name)), parts)
+    finally:
+        torch.set_num_threads(before)
+    assert done == parts
+    threads.each(lambda: done.clear(), [])
+    assert done == parts
+    with pytest.raises(ZeroDivisionError):
+        threads.each(lambda i: 1 // i, [(1,), (0,)])
