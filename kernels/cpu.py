@@ -9,6 +9,7 @@ Row ranges run in several threads without the interpreter's lock, and any number
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +59,7 @@ def encode(x: Tensor, coefficients: Tensor, layout: str = "block", dtype: torch.
 
 def encode_into(x: Tensor, coefficients: Tensor, layout: str, out: Tensor, top: int = 0, left: int = 0) -> None:
     """Into ``out``: (r, ..., rows, cols), the window of all slices of x: (..., M, K) that begins at (top, left)."""
+    x = x.resolve_neg()  # torch may hold a sign as a note, which memory does not tell
     blocks = _Side.of_matrix(x, coefficients, layout, top, left)
     _run(blocks, _Side.of_slices(out), out.shape[1:], coefficients, by_output=True)
 
@@ -90,7 +92,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
     Those are first touched far faster.
     """
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if size < 1 << 22:
         return torch.empty(shape, dtype=dtype)
     held = np.empty(size + LINE, np.uint8)  # numpy asks for them

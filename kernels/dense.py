@@ -2,26 +2,22 @@
 
 ``WAYS`` lists them: torch's own (MKL or OpenBLAS); numpy's, in numpy's threads; numpy's OpenBLAS in torch's threads,
 each with its share of the rows, or of the slices of a batch; and oneDNN, which torch carries but uses for float32 only
-when a global setting is changed; here it is called directly, in full float32. Batches have ``panels`` besides. All are
-deterministic; ``panels`` rounds about twice as much as the libraries, which make shorter sums and add these up.
+when a global setting is changed; here it is called directly, in full float32. What has 16 bits may be widened first:
+without instructions for bfloat16, torch's own product of it takes fifty times as long. Batches have ``panels`` besides.
+All are deterministic; ``panels`` rounds about twice as much as the libraries, which make shorter sums and add these up.
 ``runtime.calibrate`` measures and chooses. Nothing here makes gradients.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 
-from stl_search.kernels import cpu, panels, reference
-from stl_search.kernels.threads import each
+from stl_search.kernels import cpu, openblas, panels, reference
 
 __all__ = ["WAYS", "Packed", "batched", "matmul", "pack", "packings", "slice_ways", "ways"]
 
@@ -51,7 +47,7 @@ def _by_torch(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _by_numpy(a: Tensor, b: Tensor) -> Tensor:
-    return torch.from_numpy(a.numpy() @ b.numpy())
+    return torch.from_numpy(a.resolve_neg().numpy() @ b.resolve_neg().numpy())
 
 
 def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
@@ -61,8 +57,15 @@ def _by_onednn(a: Tensor, b: Tensor) -> Tensor:
 
 def _by_openblas(a: Tensor, b: Tensor) -> Tensor:
     out = cpu.empty((*a.shape[:-1], b.shape[1]), a.dtype)
-    _in_threads(a.reshape(1, -1, a.shape[-1]), b[None], out.view(1, -1, b.shape[1]))
+    if a.ndim == 2:
+        return openblas.products(a, b, out)
+    openblas.products(a.reshape(-1, a.shape[-1]), b, out.view(-1, b.shape[1]))
     return out
+
+
+def _by_float32(a: Tensor, b: Tensor) -> Tensor:
+    x, y = a.float(), b.float()
+    return (_by_openblas(x, y) if openblas.supports(x.dtype) else _by_torch(x, y)).to(a.dtype)
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -70,85 +73,15 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "numpy": _by_numpy,
     "openblas": _by_openblas,
     "onednn": _by_onednn,
+    "float32": _by_float32,
 }
 
 _TAKES = {
     "numpy": (torch.float32, torch.float64),
     "openblas": (torch.float32, torch.float64),
     "onednn": (torch.float32,),
+    "float32": (torch.bfloat16, torch.float16),
 }
-
-
-class _OneThread:
-    """numpy's OpenBLAS, as long as somebody is inside: it works in the thread that calls it and in no other.
-
-    Its own threads, which would look out for more work for a tenth of a second and keep the processors from those of
-    torch, are not woken. The setting is one of the process: what others multiply by numpy meanwhile takes longer.
-    """
-
-    def __init__(self, libraries: list[Any]) -> None:
-        self._libraries = libraries
-        self._forget()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._left)
-
-    def _forget(self) -> None:
-        self._lock, self._inside, self._usual = threading.Lock(), 0, [1] * len(self._libraries)
-
-    def _left(self) -> None:
-        """In a child process, where whoever was inside is not."""
-        if self._inside:
-            self._set(self._usual)
-        self._forget()
-
-    def _set(self, counts: list[int]) -> None:
-        for library, count in zip(self._libraries, counts, strict=True):
-            library.set_num_threads(count)
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            if not self._inside:
-                self._usual = [library.num_threads for library in self._libraries]
-                self._set([1] * len(self._libraries))
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if not self._inside:
-                    self._set(self._usual)
-
-
-@cache
-def _one_thread() -> _OneThread | None:
-    """None where numpy multiplies by another library than OpenBLAS."""
-    from threadpoolctl import ThreadpoolController
-
-    config: Any = np.show_config(mode="dicts")
-    if "openblas" not in config.get("Build Dependencies", {}).get("blas", {}).get("name", ""):
-        return None
-    found = ThreadpoolController().select(internal_api="openblas").lib_controllers
-    return _OneThread(found) if found else None
-
-
-def _in_threads(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """a: (r, M, K), b: (r, K, N) -> out: (r, M, N), by numpy in as many threads as torch would use.
-
-    Each slice is one thread's; those that are left over when all threads have had as many, all threads' together.
-    """
-    single = _one_thread()
-    assert single is not None
-    count, rows, _ = a.shape
-    threads = max(1, torch.get_num_threads())
-    whole = count - count % threads
-    cuts = [rows * t // threads for t in range(threads + 1)]
-    parts = [(q, 0, rows) for q in range(whole)]
-    parts += [(q, low, high) for q in range(whole, count) for low, high in itertools.pairwise(cuts) if low < high]
-    x, y, z = (t.detach().numpy() for t in (a, b, out))
-    with single():
-        each(lambda q, low, high: np.matmul(x[q, low:high], y[q], out=z[q, low:high]), parts)
 
 
 def ways(dtype: torch.dtype) -> list[str]:
@@ -162,13 +95,15 @@ def ways(dtype: torch.dtype) -> list[str]:
     found += [way for way in slice_ways(dtype)[1:] if way in WAYS]
     if dtype in _TAKES["onednn"] and _onednn() is not None:
         found.append("onednn")
+    if dtype in _TAKES["float32"]:
+        found.append("float32")
     return found
 
 
 def slice_ways(dtype: torch.dtype) -> list[str]:
     """The names of the routines that ``batched`` takes here; torch's is the first of them."""
     found = ["torch"]
-    if dtype in _TAKES["openblas"] and _one_thread() is not None:
+    if openblas.supports(dtype):
         found.append("openblas")
     if panels.supports(dtype):
         found.append("panels")
@@ -245,8 +180,8 @@ def batched(a: Tensor, b: Tensor, out: Tensor | None = None, way: str = "torch")
         if out is None:
             out = cpu.empty((*a.shape[:-1], b.shape[-1]), a.dtype)
         to = out.view(len(a), flat.shape[1], b.shape[-1])
-        if way == "openblas" and a.dtype in _TAKES[way] and flat.numel() and b.numel():
-            _in_threads(flat, b, to)
+        if way == "openblas" and openblas.supports(a.dtype):
+            openblas.products(flat, b, to)
         elif way == "panels" and panels.supports(a.dtype):
             panels.Panels.of(b).products(flat, to)
         else:

@@ -66,6 +66,7 @@ def encode(
     Any strides; a ragged edge is masked. ``method`` is "auto", "unrolled" or "dot". Raises UsageError for other
     dtypes, layouts and methods, and for more than 64 parts.
     """
+    x = x.resolve_neg()  # torch may hold a sign as a note, which memory does not tell
     key_again = _again_key("encode", (x,), coefficients, layout, out_dtype, method)
     if (known := _again.get(key_again)) is not None:
         return Stored(known(x))

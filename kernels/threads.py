@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["each", "share"]
+__all__ = ["each", "share", "together"]
 
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _HOME = os.getpid()  # a fork has none of its parent's threads, and a team that waits for them
@@ -70,6 +70,22 @@ def each(work: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> None:
 
     if left:
         share(take, min(max(1, torch.get_num_threads()), len(left)))
+
+
+def together(work: Any, address: int, count: int) -> None:
+    """work(address) in so many threads, or in fewer: a compiled function that shares the work out itself.
+
+    ``work`` is a ``ctypes.CFUNCTYPE(None, c_void_p)`` of code that never asks for the interpreter.
+    """
+    if count == 1:
+        work(address)
+        return
+    start = _team(os.getpid())
+    if start is None:
+        for job in [_pool(os.getpid()).submit(work, address) for _ in range(count)]:
+            job.result()
+    else:
+        start(ctypes.cast(work, _BODY), address, count, 0)
 
 
 @functools.lru_cache(maxsize=1)

@@ -52,10 +52,13 @@ _SUBPACKAGES = ("bench", "catalog", "groups", "kernels", "nn", "runtime", "searc
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
-    if name in _SUBPACKAGES:
-        return import_module(f"stl_search.{name}")
-    raise AttributeError(f"module 'stl_search' has no attribute {name!r}")
+        found = getattr(import_module(_LAZY[name]), name)
+    elif name in _SUBPACKAGES:
+        found = import_module(f"stl_search.{name}")
+    else:
+        raise AttributeError(f"module 'stl_search' has no attribute {name!r}")
+    globals()[name] = found  # the next call finds it at once
+    return found
 
 
 def __dir__() -> list[str]:

@@ -629,3 +629,18 @@ def test_repeated_plain_calls_take_the_short_way_and_stay_right() -> None:
         assert amm(gaussian((24, 20), torch.float32, 0), gaussian((20, 28), torch.float32, 1)).dtype == torch.float32
     with pytest.raises(StlError, match="sparse"):
         amm(a.float().to_sparse(), b.float())
+
+
+@pytest.mark.parametrize("encoder", [None, STRASSEN])
+@pytest.mark.parametrize("size", [20, 300])
+def test_signs_that_torch_keeps_as_a_note_are_not_lost(encoder: Scheme | None, size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randint(-4, 5, (size, size), generator=generator).float() for _ in range(3)]
+    a = torch.complex(parts[0], parts[1]).conj().imag
+    b = parts[2]
+    assert a.is_neg()
+    for x, y in ((a, b), (b, a), (a.mT, b), (a, a.mT)):
+        assert torch.equal(amm(x, y, encoder), x @ y)
+    if encoder is not None:
+        assert torch.equal(amm(b, encode_rhs(a, encoder)), b @ a)
+        assert torch.equal(amm(encode_lhs(a, encoder), b), a @ b)

@@ -43,7 +43,7 @@ def test_what_is_chosen_by_name() -> None:
 
 
 def test_the_median_of_two_pairs_is_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = iter([4.0, 4.0, 2.0, 1.0, 4.0, 1.0])  # a first turn, then as many as there is patience for
+    times = iter([4.0, 4.0, 2.0, 1.0, 1.0, 4.0])  # a first turn, then as many as there is patience for, there and back
     monkeypatch.setattr(measure, "_time", lambda *_: next(times))
     monkeypatch.setattr(measure, "_fastest", lambda a, b: ("torch", lambda: a @ b))
     case = measure._Case(16, "fp32")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from stl_search.runtime import calibrate
 from stl_search.runtime.calibrate import Rates, at
@@ -67,3 +69,57 @@ def test_curves_and_ways() -> None:
     ):
         found = Rates(slow, ("torch",), slow, (slices,), speed, (way,), 1.0, 1.0, 0.0)
         assert found.packing == packing
+
+
+def compared(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]]
+) -> tuple[calibrate._Comparison, list[str]]:
+    """A comparison of ways that take so long, call by call, the last time over and over; and what was called."""
+    called: list[str] = []
+
+    def once(run: str, place: torch.device, times: int = 1) -> float:
+        called.append(run)
+        left = seconds[run]
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    monkeypatch.setattr(calibrate, "_once", once)
+    monkeypatch.setattr(calibrate, "SETTLE", 0.0)
+    runs: dict[str, Any] = {way: way for way in seconds}
+    return calibrate._Comparison("dense", 64, 1.0, runs, torch.device("cpu")), called
+
+
+def test_ways_are_run_in_turn_and_the_lesser_median_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison, called = compared(monkeypatch, {"torch": [0.01], "onednn": [0.011, 0.011, 0.001, 0.011]})
+    for _ in range(calibrate.ROUNDS):
+        comparison.go_on()
+    assert called[4:] == ["torch", "onednn"] * (len(called) // 2 - 2)  # after two calls of each
+    assert comparison.fastest() == ("torch", 0.01)
+    assert not comparison.hopeless
+
+
+@pytest.mark.parametrize(("numpy", "wins"), [(0.0099, False), (0.009, True)])
+def test_numpy_has_to_gain_something(monkeypatch: pytest.MonkeyPatch, numpy: float, wins: bool) -> None:
+    comparison, _ = compared(monkeypatch, {"torch": [0.01], "numpy": [numpy]})
+    comparison.go_on()
+    assert comparison.fastest()[0] == ("numpy" if wins else "torch")
+
+
+def test_what_is_far_slower_is_left_out_and_what_takes_long_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison, called = compared(monkeypatch, {"torch": [0.5], "float32": [0.01]})
+    assert comparison.hopeless == {"torch"}
+    called.clear()
+    comparison.go_on()
+    assert set(called) == {"float32"}
+    comparison, called = compared(monkeypatch, {"torch": [9.0], "onednn": [8.0]})
+    assert comparison.hopeless == {"torch", "onednn"}  # larger sizes are not tried
+    comparison.go_on()
+    assert called == ["torch", "onednn"]
+    assert comparison.fastest() == ("onednn", 8.0)
+
+
+def test_sizes_end_where_products_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "SIZES", {"cpu": (16, 32, 64)})
+    monkeypatch.setattr(calibrate, "LONGEST", 0.0)
+    found = calibrate._comparisons(torch.float32, torch.device("cpu"))
+    assert {(c.name, c.size) for c in found} <= {("dense", 16), ("slices", 16), ("packed", 16)}
+    assert ("dense", 16) in {(c.name, c.size) for c in found}

@@ -158,7 +158,11 @@ class _Case:
         turns = max(1, min(repeats, int(PATIENCE / max(sum(first), 1e-6))))
         times = [first]
         if turns > 1:
-            times = [[_time(product, calls, self.device) for product in products] for _ in range(turns)]
+            times = []
+            for turn in range(turns):  # there and back, so that neither comes first
+                order = list(range(len(products)))[:: -1 if turn % 2 else 1]
+                taken = {i: _time(products[i], calls, self.device) for i in order}
+                times.append([taken[i] for i in range(len(products))])
         for i, (row, _, predicted) in enumerate(runs):
             ratios = [turn[0] / turn[i + 1] for turn in times]
             yield {

@@ -25,6 +25,7 @@ from stl_search.runtime.dispatch import (
     dense_way,
     explain,
     request_of,
+    stamp_of_late,
 )
 from stl_search.runtime.estimate import guarded
 from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to_kind
@@ -32,6 +33,7 @@ from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to
 __all__ = ["BACKENDS", "EncodedOperand", "amm", "encode_lhs", "encode_rhs", "explain", "relative_error"]
 
 BACKENDS = ("auto", "reference")
+_STRIDED = torch.strided
 SMALL_ARRAYS = 1 << 30  # entries of A times entries of B; numpy's own product is called for smaller arrays at once
 
 
@@ -362,22 +364,25 @@ def _known_dense(A: Any, B: Any) -> Any:
 
     This is what makes small products cost microseconds more than a bare ``A @ B``.
     """
-    kind = type(A)
-    if kind is not type(B) or (kind is not torch.Tensor and kind is not np.ndarray):
-        return None
-    way = _quick.get((kind, A.dtype, B.dtype, A.shape, B.shape, A.device if kind is torch.Tensor else None))
-    if way is None or _quick_for[0] is not catalog_stamp():
-        return None
-    if kind is np.ndarray:
-        if way != "numpy" and A.size * B.size >= SMALL_ARRAYS:
+    if type(A) is torch.Tensor is type(B):
+        way = _quick.get((A.shape, B.shape, A.dtype, B.dtype, A.device, B.device))
+        if way is None or not _still_holds() or A.layout is not _STRIDED or B.layout is not _STRIDED:
+            return None
+        if torch.is_autocast_enabled("cpu" if A.is_cpu else "cuda"):
+            return None
+        return torch.matmul(A, B) if way == "torch" or A.requires_grad or B.requires_grad else dense.matmul(A, B, way)
+    if type(A) is np.ndarray is type(B):
+        way = _quick.get((A.shape, B.shape, A.dtype, B.dtype))
+        if way is None or not _still_holds() or (way != "numpy" and A.size * B.size >= SMALL_ARRAYS):
             return None
         with np.errstate(all="ignore"):
             return A @ B
-    if A.device != B.device or A.layout != torch.strided or B.layout != torch.strided:
-        return None
-    if torch.is_autocast_enabled("cpu" if A.is_cpu else "cuda"):
-        return None
-    return torch.matmul(A, B) if way == "torch" or A.requires_grad or B.requires_grad else dense.matmul(A, B, way)
+    return None
+
+
+def _still_holds() -> bool:
+    """Whether the catalog is the one that this holds for, as of a second ago at most; in less than a microsecond."""
+    return _quick_for[0] is (stamp_of_late() or catalog_stamp())
 
 
 def _remember_dense(A: Any, B: Any, way: str) -> None:
@@ -386,8 +391,8 @@ def _remember_dense(A: Any, B: Any, way: str) -> None:
         _quick.clear()
         _quick_for[0] = stamp
     if type(A) in (torch.Tensor, np.ndarray) and min(A.ndim, B.ndim) > 1:
-        place = A.device if isinstance(A, torch.Tensor) else None
-        _quick[(type(A), A.dtype, B.dtype, A.shape, B.shape, place)] = way
+        places = (A.device, B.device) if isinstance(A, torch.Tensor) else ()
+        _quick[(A.shape, B.shape, A.dtype, B.dtype, *places)] = way
 
 
 def _dense(a: Operand, b: Operand, out: str, way: str = "torch") -> Any:

@@ -1,7 +1,8 @@
 """What this machine does: speeds of dense products, of products of slices, and of encoding, measured once and kept.
 
-``rates`` gives them for a device and a precision: the first call measures for some seconds and writes a small JSON
-file among the user's caches; a file is used as long as processor, libraries and number of threads stay the same.
+``rates`` gives them for a device and a precision: the first call measures for some seconds, up to half a minute on two
+cores, and writes a small JSON file among the user's caches; a file is used as long as processor, libraries and number
+of threads stay the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from stl_search import transform
 from stl_search.kernels import cpu, dense, gpu, gpu_multiply, multiply, ops
 from stl_search.kernels.plan import Plan, dtype_name, torch_dtype
 
@@ -38,12 +41,26 @@ SIZES_ELSEWHERE = (512, 1024, 2048, 4096, 8192)
 NUMPY_FROM = 2048
 REPEATS = 5
 LONG = 0.1  # seconds; runs that take longer are repeated less
-SLICES = 4
+# Where ways are compared: seconds of a run at least (shorter calls are made several times), rounds, runs of each way in
+# one and the seconds after which there are fewer.
+TURN = 0.005
+ROUNDS = 3
+TURNS = 3
+PATIENCE = 0.15
+# Slices that are multiplied: on the processor as many as a scheme has, since B encoded is beyond the caches there too.
+OF_SLICES = (2, 4, 2)
+SLICES = {"cpu": math.prod(OF_SLICES)}
+SLICES_ELSEWHERE = 4
+RUN = 160  # rows of slices that are multiplied at a time: about as many as a chunk of ``multiply`` has of large ones
 # Side of the matrix whose encoding is timed: beyond the caches, and on a GPU beyond what a call takes of the processor.
 ENCODED = {"cpu": 4096, "cuda": 16384}
 SETTLE = 0.2  # seconds after which the threads of a numeric library have stopped spinning and hinder no other
-CURVES = ("dense", "slices", "packed")
-FORMAT = 10  # of the file; what was written by another is measured anew
+LONGEST = 2.0  # seconds of a call that is made once, and after which nothing larger is tried
+HOPELESS = 2.5  # times the shortest time after which a way is not tried again
+SPINNING = 1.02  # how many times faster numpy is to be than others
+NAMES = {"dense": "ways", "slices": "slice_ways", "packed": "packed_ways"}  # of the curves and what was fastest
+CURVES = tuple(NAMES)
+FORMAT = 11  # of the file; what was written by another is measured anew
 
 
 @dataclass(frozen=True)
@@ -128,7 +145,7 @@ def _rates(device: str, dtype: str, threads: int) -> Rates:
 
 def _read(found: dict[str, Any]) -> Rates:
     parts: dict[str, Any] = {k: tuple((float(s), float(f)) for s, f in found[k]) for k in CURVES}
-    parts |= {k: tuple(str(way) for way in found[k]) for k in ("ways", "slice_ways", "packed_ways")}
+    parts |= {k: tuple(str(way) for way in found[k]) for k in NAMES.values()}
     parts |= {k: float(found[k]) for k in ("bandwidth", "sums", "call")}
     return Rates(**parts)
 
@@ -201,41 +218,123 @@ def measure(device: str, dtype: str) -> Rates:
         if gpu_multiply.there(place) and dtype in gpu.DTYPES:  # what a launch takes of the processor
             little, one = torch.ones(64, 64, device=place).to(kind), np.ones((1, 1, 1), np.float32)
             call = max(call, _seconds(partial(gpu.encode, little, one, "block", dtype), place))
-        dense_curve: list[tuple[float, float]] = []
-        slice_curve: list[tuple[float, float]] = []
-        packed_curve: list[tuple[float, float]] = []
-        packed: list[str] = []
-        chosen: list[str] = []
-        sliced: list[str] = []
-        sizes = SIZES.get(place.type, SIZES_ELSEWHERE)
-        for size in sizes:
-            a, b = (torch.randn(size, size, device=place).to(kind) for _ in range(2))
-            flops = 2.0 * size**3
-            multiply = dense.matmul if place.type == "cpu" else _elsewhere
-            ways = _ways(kind, place, size)
-            speeds = {way: flops / _seconds(partial(multiply, a, b, way), place) for way in ways}
-            if "numpy" in ways:
-                time.sleep(SETTLE)
-            chosen.append(max(speeds, key=lambda way: speeds[way]))
-            dense_curve.append((float(size), speeds[chosen[-1]]))
-            if size == sizes[-1] or (place.type == "cpu" and size > LARGEST_SLICE):
-                continue  # slices are smaller than the whole
-            x, y = (z.expand(SLICES, size, size).contiguous() for z in (a, b))
-            flops *= SLICES
-            if place.type == "cpu":
-                times = {w: _seconds(partial(dense.batched, x, y, way=w), place) for w in dense.slice_ways(kind)}
-                sliced.append(min(times, key=lambda way: times[way]))
-                slice_curve.append((float(size), flops / times[sliced[-1]]))
-                if dense.packings(y):
-                    times = {w: _seconds(partial(dense.pack(y, w).products, x), place) for w in dense.packings(y)}
-                    packed.append(min(times, key=lambda way: times[way]))
-                    packed_curve.append((float(size), flops / times[packed[-1]]))
-            else:
-                sliced.append("torch")
-                slice_curve.append((float(size), flops / _seconds(partial(ops.product, x, y, kind), place)))
+        compared = _comparisons(kind, place)
+        for _ in range(ROUNDS):  # a machine that does something else for a second does so in one of them
+            for comparison in compared:
+                comparison.go_on()
         bandwidth, sums = _encoding(kind, place)
-    slices, kept_packed = (tuple(slice_curve), tuple(sliced)), (tuple(packed_curve), tuple(packed))
-    return Rates(tuple(dense_curve), tuple(chosen), *slices, *kept_packed, bandwidth, sums, call)
+    found: dict[str, Any] = {key: [] for names in NAMES.items() for key in names}
+    for comparison in compared:
+        way, seconds = comparison.fastest()
+        found[comparison.name].append((float(comparison.size), comparison.flops / seconds))
+        found[NAMES[comparison.name]].append(way)
+    return Rates(**{key: tuple(x) for key, x in found.items()}, bandwidth=bandwidth, sums=sums, call=call)
+
+
+_Runs = dict[str, Callable[[], Any]]  # by the names of their ways
+
+
+class _Comparison:
+    """The ways to do one thing, run in turn: what else the machine does changes within seconds."""
+
+    def __init__(
+        self, name: str, size: int, flops: float, runs: _Runs, place: torch.device, alone: _Runs | None = None
+    ) -> None:
+        """``runs`` are called once or twice; those that come nowhere near the fastest are ``hopeless`` and left out.
+
+        Where more than products is run, ``alone`` are the products by themselves.
+        """
+        self.name, self.size, self.flops, self._place = name, size, flops, place
+        self._runs, self._alone = runs, alone
+        first = {way: self._once(way) for way in runs}
+        first = {way: seconds if seconds > LONG else self._once(way) for way, seconds in first.items()}
+        shortest = min(first.values())
+        self.hopeless = set(runs) if shortest > LONGEST else {w for w in runs if first[w] > HOPELESS * shortest}
+        left = [way for way in runs if first[way] <= HOPELESS * shortest]
+        self._times = {way: max(1, int(TURN / max(first[way], 1e-7))) for way in left}
+        self._taken = {way: [first[way]] if self._times[way] == 1 else [] for way in left}
+        self._turns = min(TURNS, int(PATIENCE / sum(self._times[way] * first[way] for way in left)))
+        if shortest <= LONGEST:
+            self._turns = max(1, self._turns)
+
+    def _once(self, way: str, times: int = 1) -> float:
+        seconds = _once(self._runs[way], self._place, times)
+        if way == "numpy":
+            time.sleep(SETTLE)
+        return seconds
+
+    def go_on(self) -> None:
+        """Some turns more; none where a call takes very long."""
+        for _ in range(self._turns):
+            for way, times in self._times.items():
+                self._taken[way].append(self._once(way, times))
+
+    def fastest(self) -> tuple[str, float]:
+        """The way of the least median, and its shortest time.
+
+        numpy's, whose threads spin for a while and slow down what comes next, is to gain a little by itself.
+        """
+        best = min(
+            self._taken, key=lambda way: statistics.median(self._taken[way]) * (SPINNING if way == "numpy" else 1)
+        )
+        if self._alone not in (None, self._runs):
+            return best, _seconds(self._alone[best], self._place)
+        return best, min(self._taken[best])
+
+
+def _comparisons(kind: torch.dtype, place: torch.device) -> list[_Comparison]:
+    """Dense products, products of slices and with the right operand packed, by size."""
+    found: list[_Comparison] = []
+    slow: dict[str, set[str]] = {name: set() for name in CURVES}  # ways that need not be tried at larger sizes
+
+    def compare(name: str, size: int, count: int, runs: _Runs, alone: _Runs | None = None) -> None:
+        if size == sizes[0]:
+            for run in runs.values():
+                run()  # what is compiled or loaded once
+        runs = {way: run for way, run in runs.items() if way not in slow[name]}
+        if runs:
+            found.append(_Comparison(name, size, 2.0 * count * size**3, runs, place, alone))
+            slow[name] |= found[-1].hopeless
+
+    sizes = SIZES.get(place.type, SIZES_ELSEWHERE)
+    for size in sizes:
+        a, b = (torch.randn(size, size, device=place).to(kind) for _ in range(2))
+        whole = dense.matmul if place.type == "cpu" else _elsewhere
+        compare("dense", size, 1, {way: partial(whole, a, b, way) for way in _ways(kind, place, size)})
+        if size == sizes[-1] or (place.type == "cpu" and size > LARGEST_SLICE):
+            continue  # slices are smaller than the whole
+        count = SLICES.get(place.type, SLICES_ELSEWHERE)
+        x, y = (z.expand(count, size, size).contiguous() for z in (a, b))
+        if place.type == "cpu":
+            alone: _Runs = {way: partial(_in_runs, x, y, way) for way in dense.slice_ways(kind)}
+            compare("slices", size, count, _of_slices(kind, size, list(alone)) if len(alone) > 1 else alone, alone)
+            compare("packed", size, count, {w: partial(_in_runs, x, dense.pack(y, w), w) for w in dense.packings(y)})
+        else:
+            compare("slices", size, count, {"torch": partial(ops.product, x, y, kind)})
+    return found
+
+
+def _of_slices(kind: torch.dtype, size: int, ways: list[str]) -> _Runs:
+    """Whole products by a scheme of sixteen slices of that size, which is the classical one of <2,4,2>.
+
+    How fast a way is hangs on where encoding leaves the slices, and on what it takes to leave them as that way likes.
+    """
+    plan = Plan(transform.classical(OF_SLICES), dtype_name(kind)[0])
+    (m, k), n = (size * side for side in OF_SLICES[:2]), size * OF_SLICES[2]
+    a, b = torch.randn(m, k).to(kind), torch.randn(k, n).to(kind)
+    return {way: partial(multiply.multiply, a, b, plan, m, n, way=way) for way in ways}
+
+
+def _in_runs(x: torch.Tensor, y: multiply.Operand, way: str) -> None:
+    """x: (r, M, K) times y: (r, K, N), some rows after others, as ``multiply`` makes them; panels are arranged once."""
+    if way == "panels" and isinstance(y, torch.Tensor):
+        y = dense.pack(y, way)
+    for top in range(0, x.shape[1], RUN):
+        rows = x[:, top : top + RUN]
+        if isinstance(y, torch.Tensor):
+            dense.batched(rows, y, way=way)
+        else:
+            y.products(rows)
 
 
 def _ways(kind: torch.dtype, place: torch.device, size: int) -> list[str]:
@@ -274,19 +373,22 @@ def _encoding(kind: torch.dtype, place: torch.device) -> tuple[float, float]:
 
 
 def _seconds(run: Callable[[], Any], place: torch.device) -> float:
-    """The shortest time of a run, after one that is not counted: what else the machine does only adds to it."""
-
-    def once(times: int) -> float:
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-        start = time.perf_counter()
-        for _ in range(times):
-            run()
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-        return (time.perf_counter() - start) / times
-
-    once(1)
-    first = once(1)
+    """The shortest time of a run, but for the first of several: what else the machine does only adds to it."""
+    first = _once(run, place)
+    if first > LONGEST:
+        return first
+    first = _once(run, place)
     times = max(1, min(100, int(2e-4 / max(first, 1e-7))))
-    return min(first, *(once(times) for _ in range(REPEATS if first < LONG else 1)))
+    return min(first, *(_once(run, place, times) for _ in range(REPEATS if first < LONG else 1)))
+
+
+def _once(run: Callable[[], Any], place: torch.device, times: int = 1) -> float:
+    """Seconds of a run, of so many one after another."""
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+    start = time.perf_counter()
+    for _ in range(times):
+        run()
+    if place.type == "cuda":
+        torch.cuda.synchronize(place)
+    return (time.perf_counter() - start) / times

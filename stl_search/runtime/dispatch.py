@@ -42,6 +42,7 @@ __all__ = [
     "plan_for",
     "request_of",
     "scheme_seconds",
+    "stamp_of_late",
 ]
 
 DEFAULT = "catalog:best"
@@ -268,6 +269,11 @@ def catalog_stamp() -> Any:
         stamp = tuple((str(f), _changed(f)) for f in folders)
         _stamped[:] = [now, chosen, _stamped[2] if stamp == _stamped[2] else stamp]  # the same object while it holds
     return _stamped[2]
+
+
+def stamp_of_late() -> Any:
+    """The last ``catalog_stamp`` where it was looked at within LOOK seconds, else None; whatever STL_CATALOG says."""
+    return _stamped[2] if time.monotonic() - _stamped[0] <= LOOK else None
 
 
 def _changed(folder: Path) -> int:
