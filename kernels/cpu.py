@@ -25,6 +25,7 @@ __all__ = ["decode", "decode_into", "empty", "encode", "encode_into", "supports"
 Tensor = torch.Tensor
 
 GRAIN = 1 << 15  # entries below which a second thread is not worth its wake-up
+LARGE = 1 << 22  # bytes of an array from which on pages of 2 MB are asked for
 STEP = 4  # what is kept in registers is a multiple of it, so that few forms are compiled
 
 # How the compiled code tells the number formats apart: by the numpy type of an empty array.
@@ -93,7 +94,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     Those are first touched far faster.
     """
     size = math.prod(shape) * dtype.itemsize
-    if size < 1 << 22:
+    if size < LARGE:
         return torch.empty(shape, dtype=dtype)
     held = np.empty(size + LINE, np.uint8)  # numpy asks for them
     start = -held.ctypes.data % LINE

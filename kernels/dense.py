@@ -41,7 +41,7 @@ def _onednn() -> Any:
 
 
 def _by_torch(a: Tensor, b: Tensor) -> Tensor:
-    if a.ndim == b.ndim == 2:
+    if a.ndim == b.ndim == 2 and a.shape[0] * b.shape[1] * a.itemsize >= cpu.LARGE:
         return torch.mm(a, b, out=cpu.empty((a.shape[0], b.shape[1]), a.dtype))
     return torch.matmul(a, b)
 
