@@ -75,15 +75,15 @@ def speeds(name: str = "amm_cpu.jsonl") -> str:
     return "\n".join(lines)
 
 
-def sizes() -> str:
+def sizes(name: str = "amm_cpu.jsonl", ranks: tuple[int, ...] = SHOWN) -> str:
     """By size: the open exact selector's ratio to dense and its choice, and those of <4,4,4> schemes by rank."""
-    found = _measured()
+    found = _measured(name)
     columns = sorted({size for size, rank, _ in found if rank is None})
     lines = [f"| size | {' | '.join(map(str, columns))} |", "|---" * (1 + len(columns)) + "|"]
     lines.append(f"| open exact selector | {' | '.join(_ratio(found.get((n, None, 'none'))) for n in columns)} |")
     choices = [found[n, None, "none"]["choice"].rpartition(" ")[0] or found[n, None, "none"]["choice"] for n in columns]
     lines.append(f"| its choice | {' | '.join(choices)} |")
-    for rank in SHOWN:
+    for rank in ranks:
         for encoded, how in (("rhs", "B encoded"), ("none", "nothing encoded")):
             cells = [_ratio(found.get((n, rank, encoded))) for n in columns]
             lines.append(f"| rank {rank}, {how} | {' | '.join(cells)} |")
@@ -147,6 +147,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "catalog": tables,
     "speeds": speeds,
     "avx2": partial(speeds, "amm_cpu_avx2.jsonl"),
+    "avx2sizes": partial(sizes, "amm_cpu_avx2.jsonl", ()),
     "sizes": sizes,
     "gpu": on_gpu,
     "conversion": conversion,
