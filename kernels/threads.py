@@ -30,13 +30,6 @@ def share(work: Callable[[int], Any], count: int) -> None:
     if count == 1:
         work(0)
         return
-    start = _team(os.getpid())
-    if start is None:
-        jobs = [_pool(os.getpid()).submit(work, t) for t in range(count)]
-        for error in [job.exception() for job in jobs]:
-            if error is not None:
-                raise error
-        return
     left = list(range(count))  # a team may be smaller than asked for: its threads take what is left
     failed: list[BaseException] = []
 
@@ -51,7 +44,7 @@ def share(work: Callable[[int], Any], count: int) -> None:
             except BaseException as error:
                 failed.append(error)
 
-    start(_BODY(body), None, count, 0)
+    together(_BODY(body), None, count)
     if failed:
         raise failed[0]
 
@@ -72,10 +65,10 @@ def each(work: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> None:
         share(take, min(max(1, torch.get_num_threads()), len(left)))
 
 
-def together(work: Any, address: int, count: int) -> None:
-    """work(address) in so many threads, or in fewer: a compiled function that shares the work out itself.
+def together(work: Any, address: int | None, count: int) -> None:
+    """work(address) in so many threads, or in fewer: a function that shares the work out itself and raises nothing.
 
-    ``work`` is a ``ctypes.CFUNCTYPE(None, c_void_p)`` of code that never asks for the interpreter.
+    ``work`` is a ``ctypes.CFUNCTYPE(None, c_void_p)``, best of compiled code that never asks for the interpreter.
     """
     if count == 1:
         work(address)
