@@ -193,3 +193,11 @@ def test_what_is_not_supported_is_said() -> None:
     assert cpu.supports(torch.float16, torch.float64)
     assert not cpu.supports(torch.float32, torch.complex64)
     assert not cpu.supports(torch.float8_e4m3fn)
+
+
+def test_signs_that_torch_keeps_as_a_note_are_read() -> None:
+    x = torch.complex(gaussian((9, 7), torch.float32), gaussian((9, 7), torch.float32)).conj().imag
+    assert x.is_neg()
+    u = gaussian((3, 2, 2), torch.float32)
+    for given_x, given_u in ((x, u), (x.mT, u.mT.contiguous())):
+        torch.testing.assert_close(cpu.encode(given_x, given_u), reference.encode_naive(given_x, given_u))

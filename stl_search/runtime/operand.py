@@ -173,6 +173,7 @@ def read(x: Any, name: str) -> Operand:
     if array is not None:
         tensor = _tensor_of(array)
     assert tensor is not None
+    tensor = tensor.resolve_neg()  # once, not for each part of a product that reads memory
     return Operand(name, kind, tensor, dtype, is_complex, array)
 
 
