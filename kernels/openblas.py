@@ -81,7 +81,7 @@ class Library:
 
 
 @cache
-def library() -> Library | None:
+def loaded() -> Library | None:
     """numpy's, or another that is loaded; None where there is none."""
     from threadpoolctl import ThreadpoolController
 
@@ -93,7 +93,7 @@ def library() -> Library | None:
 
 def supports(dtype: torch.dtype) -> bool:
     """Whether products of this dtype are made here: float32 and float64, where OpenBLAS is at hand."""
-    return dtype in _ROUTINES and library() is not None
+    return dtype in _ROUTINES and loaded() is not None
 
 
 def products(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def products(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
 
     Each slice is one thread's; those that are left over when all threads have had as many, all threads' together.
     """
-    single = library()
+    single = loaded()
     assert single is not None
     *several, rows, inner = a.shape
     cols = b.shape[-1]

@@ -4,6 +4,7 @@ And before any imports triton: kernels interpreted, where there is no GPU. Fixtu
 """
 
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,3 +29,14 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
         return fresh.copy_(torch.full_like(fresh, float("nan"))) if fresh.is_floating_point() else fresh
 
     monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+
+
+@pytest.fixture(params=[1, 2, 3])
+def torch_threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Torch uses that many threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

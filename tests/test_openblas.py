@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,32 +25,26 @@ def whole(shape: tuple[int, ...], seed: int) -> torch.Tensor:
     return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).float()
 
 
+HERE = "openblas" in np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]  # type: ignore[index]
+needed = pytest.mark.skipif(not HERE, reason="numpy multiplies by another library than OpenBLAS")
+
+
 @pytest.fixture
 def blas(monkeypatch: pytest.MonkeyPatch) -> Iterator[openblas.Library]:
     """numpy's OpenBLAS, which is given three threads; the smallest product is shared."""
-    config: Any = np.show_config(mode="dicts")
-    if "openblas" not in config["Build Dependencies"]["blas"]["name"]:
-        pytest.skip("numpy multiplies by another library than OpenBLAS")
     monkeypatch.setattr(openblas, "GRAIN", 1)
-    library = openblas.library()
-    assert library is not None  # where numpy has it, it is found
-    usual = library.threads()
-    library.set_threads(3)
-    yield library
-    library.set_threads(usual)
+    found = openblas.loaded()
+    assert found is not None  # where numpy has it, it is found
+    usual = found.threads()
+    found.set_threads(3)
+    yield found
+    found.set_threads(usual)
 
 
-@pytest.fixture(params=[1, 2, 3])
-def several(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
+@needed
 @pytest.mark.parametrize("team", [True, False])
 def test_slices_are_shared_among_threads_and_none_is_left_out(
-    team: bool, several: int, blas: openblas.Library, monkeypatch: pytest.MonkeyPatch
+    team: bool, torch_threads: int, blas: openblas.Library, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not team:
         monkeypatch.setattr(threads, "_team", lambda process: None)
@@ -87,19 +80,19 @@ def laid(x: torch.Tensor, how: str) -> torch.Tensor:
 HOW = st.sampled_from(["", "turned", "spread", "part", "negative"])
 
 
+@needed
 @settings(deadline=None, max_examples=150)
 @given(st.tuples(SIDE, SIDE, SIDE), st.sampled_from([None, 1, 2, 3]), HOW, HOW, st.sampled_from(DTYPES), st.booleans())
 def test_operands_may_lie_anyhow(
     sizes: tuple[int, int, int], count: int | None, left: str, right: str, dtype: torch.dtype, shared: bool
 ) -> None:
-    if openblas.library() is None:
-        pytest.skip("no OpenBLAS is loaded here")
     m, k, n = sizes
     batch = () if count is None else (count,)
     a, b = whole((*batch, m, k), 0).to(dtype), whole((*batch, k, n), 1).to(dtype)
     frame = torch.full((*batch, m + 2, n + 4), 0.5, dtype=dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(openblas, "GRAIN", 1 if shared else 1 << 20)
+        patch.setattr(openblas, "GRAIN", 1)
+        patch.setattr(torch, "get_num_threads", lambda: 3 if shared else 1)
         out = openblas.products(laid(a, left), laid(b, right), frame[..., 1:-1, :n])
     assert torch.equal(out.double(), a.double() @ b.double())
     assert (frame[..., n:] == 0.5).all()  # nothing beside is written
@@ -108,6 +101,7 @@ def test_operands_may_lie_anyhow(
         assert torch.equal(dense.matmul(laid(a, left), laid(b, right), "openblas").double(), out.double())
 
 
+@needed
 def test_rows_that_are_the_same_memory_may_be_multiplied(blas: openblas.Library) -> None:
     a, b = whole((1, 8), 0).expand(5, 8), whole((8, 1), 1).expand(8, 6)
     assert torch.equal(dense.matmul(a, b, "openblas"), a @ b)
@@ -116,6 +110,7 @@ def test_rows_that_are_the_same_memory_may_be_multiplied(blas: openblas.Library)
     assert torch.equal(dense.batched(a, b, way="openblas"), a @ b)
 
 
+@needed
 def test_what_is_not_finite_stays_in_its_row_and_column(blas: openblas.Library) -> None:
     a, b = whole((9, 7), 0), whole((7, 8), 1)
     a[3, 2], b[4, 5] = torch.nan, torch.inf
@@ -132,6 +127,7 @@ def test_empty_products() -> None:
     assert dense.batched(torch.ones(0, 3, 2), torch.ones(0, 2, 4), way="openblas").shape == (0, 3, 4)
 
 
+@needed
 def test_the_threads_of_openblas_are_given_back(blas: openblas.Library) -> None:
     with blas:
         assert blas.threads() == 1
@@ -152,8 +148,10 @@ def test_the_threads_of_openblas_are_given_back(blas: openblas.Library) -> None:
     assert blas.threads() == 3
 
 
+@needed
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_fork_multiplies_by_threads_of_its_own(blas: openblas.Library) -> None:
+@pytest.mark.parametrize("torch_threads", [3], indirect=True)
+def test_a_fork_multiplies_by_threads_of_its_own(torch_threads: int, blas: openblas.Library) -> None:
     a, b = whole((40, 30), 0), whole((30, 20), 1)
     exact = dense.matmul(a, b, "openblas")
     with warnings.catch_warnings():
@@ -164,7 +162,9 @@ def test_a_fork_multiplies_by_threads_of_its_own(blas: openblas.Library) -> None
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_many_callers_at_once(blas: openblas.Library) -> None:
+@needed
+@pytest.mark.parametrize("torch_threads", [3], indirect=True)
+def test_many_callers_at_once(torch_threads: int, blas: openblas.Library) -> None:
     def call(seed: int) -> bool:
         a, b = whole((37, 20 + seed), seed), whole((20 + seed, 31), seed + 1)
         return all(torch.equal(dense.matmul(a, b, "openblas"), a @ b) for _ in range(50))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,15 +20,6 @@ pytestmark = pytest.mark.skipif(not CAPABLE, reason="this processor adds no prod
 def whole(shape: tuple[int, ...], seed: int, kind: torch.dtype) -> torch.Tensor:
     """Whole numbers: sums of their products are exact."""
     return torch.randint(-4, 5, shape, generator=torch.Generator().manual_seed(seed)).to(kind)
-
-
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Torch uses that many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @settings(deadline=None, max_examples=80)
@@ -60,7 +49,7 @@ def test_whole_numbers_are_multiplied_exactly(
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("r", [1, 2, 5])
-def test_any_number_of_threads_makes_the_same_sums(threads: int, r: int, kind: torch.dtype) -> None:
+def test_any_number_of_threads_makes_the_same_sums(torch_threads: int, r: int, kind: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(r)
     a = torch.randn(r, 2 * tiles.BLOCK + 37, 1500, generator=generator, dtype=torch.float64).to(kind)
     b = torch.randn(r, 1500, 75, generator=generator, dtype=torch.float64).to(kind)
