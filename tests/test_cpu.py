@@ -196,8 +196,8 @@ def test_what_is_not_supported_is_said() -> None:
 
 
 def test_signs_that_torch_keeps_as_a_note_are_read() -> None:
-    x = torch.complex(gaussian((9, 7), torch.float32), gaussian((9, 7), torch.float32)).conj().imag
+    x = torch.complex(gaussian((9, 7), torch.float32, 0), gaussian((9, 7), torch.float32, 1)).conj().imag
     assert x.is_neg()
-    u = gaussian((3, 2, 2), torch.float32)
+    u = gaussian((3, 2, 2), torch.float32, 2)
     for given_x, given_u in ((x, u), (x.mT, u.mT.contiguous())):
         torch.testing.assert_close(cpu.encode(given_x, given_u), reference.encode_naive(given_x, given_u))
