@@ -78,7 +78,7 @@ def together(work: Any, address: int | None, count: int) -> None:
         for job in [_pool(os.getpid()).submit(work, address) for _ in range(count)]:
             job.result()
     else:
-        start(ctypes.cast(work, _BODY), address, count, 0)
+        start(work, address, count, 0)
 
 
 @functools.lru_cache(maxsize=1)
