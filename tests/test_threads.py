@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -101,3 +103,20 @@ def test_each_part_is_done_once_and_in_order_by_one_thread() -> None:
     assert done == parts
     with pytest.raises(ZeroDivisionError):
         threads.each(lambda i: 1 // i, [(1,), (0,)])
+
+
+def test_what_was_shared_is_let_go_at_once(either: str) -> None:
+    """Buffers that a product worked on do not wait for the collector of cycles."""
+
+    class Buffer:
+        pass
+
+    buffer = Buffer()
+    gone = weakref.ref(buffer)
+    gc.disable()
+    try:
+        threads.share(lambda _, held=buffer: None, 2)
+        del buffer
+        assert gone() is None
+    finally:
+        gc.enable()
