@@ -3,7 +3,8 @@
 Like a campaign it is a series of slices: each picks a rank and calls ``discover`` for some jobs, from what the catalogs
 hold at that rank and beside it, from the parts of a good composition, or from nothing; after one in vain the next sends
 descents from exact schemes down to it, which owe nothing to what is held. What improves on the catalogs is kept at
-once, with the ``discover`` command that makes it from schemes of the catalogs; the rest is dropped.
+once, with the ``discover`` command that makes it from schemes of the catalogs; the rest is dropped. What is held for
+other precisions is followed to this one before anything else.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from stl_search.search.bounds import reached_rank
 from stl_search.search.compositions import Mark, front, parts_for
 from stl_search.search.descent import Descent, serves
 from stl_search.search.journal import Journal
+from stl_search.search.numeric import variables
 from stl_search.search.portfolio import _cores, discover, placed
 from stl_search.search.problem import Problem
+from stl_search.search.relax import Relax
 
 __all__ = ["Frontier", "Row", "frontier"]
 
@@ -39,6 +42,7 @@ _FEWEST = 12  # jobs of a slice, at least
 _WAYS = 4  # jobs of a slice of descents, at least: each goes all the way down
 _FIRST = 2  # of the first one of a rank
 _JOBS = 200  # of a slice, at most
+_RELAXED = 1300  # unknowns up to which following a scheme to another precision takes seconds
 _NEAR = 1.05  # a composition is searched from when its error^2 is within this factor of what is held
 
 
@@ -53,6 +57,7 @@ class Row:
     strategy: str = ""
     seconds: float = 0.0
     slices: int = 0
+    relaxed: bool = field(default=False, repr=False)  # whether schemes for other precisions were followed to this one
     last: float | None = None  # when it last improved, in seconds of the search
     idle: float = field(default=0.0, repr=False)  # seconds in vain since it or a neighbour improved
     failed: int = field(default=0, repr=False)  # slices in vain since then
@@ -225,8 +230,12 @@ class _Search:
         return 1 + min(3.0, 10 * excess)
 
     def _slice(self, row: Row) -> None:
-        """Look for one rank for a while."""
-        state, began = self.state, monotonic()
+        """Look for one rank for a while; first of all, at what the best schemes of other precisions become at this one."""
+        state = self.state
+        elsewhere = [] if row.slices or row.relaxed else self._elsewhere(row)
+        if elsewhere:
+            self._search(row, 1, (Relax.name,), elsewhere, "cpu", {"relaxed": True})
+            return
         strategies = (*(STRATEGIES if row.slices else _QUICK), *(["batch"] if self.device != "cpu" else []))
         given = self._parents(row)
         down = row.slices > 0 and row.failed % 2 == 1 and serves(state.shape, row.rank, bool(self._exact()))
@@ -236,6 +245,14 @@ class _Search:
         near = min((r for d, r in self.pace if d == down), key=lambda r: abs(r - row.rank), default=None)
         jobs = fewest if near is None else max(fewest, min(_JOBS, int(_SLICE / self.pace[down, near])))
         jobs = jobs if row.slices else _FIRST
+        notes = {"jobs": jobs} | ({"descents": True} if down else {})
+        self._search(row, jobs, strategies, given, "cpu" if down else self.device, notes)
+
+    def _search(
+        self, row: Row, jobs: int, strategies: tuple[str, ...], given: list[Scheme], device: str, notes: dict[str, Any]
+    ) -> None:
+        """One call of ``discover``, whose find is kept where it improves on what is held; the journal gets ``notes``."""
+        state, began = self.state, monotonic()
         number = state.slices
         state.now = f"rank {row.rank}, {jobs} jobs from {', '.join(s.name for s in given) or 'nothing'}"
         self._report()
@@ -249,15 +266,13 @@ class _Search:
             workers=self.workers,
             strategies=strategies,
             given=given,
-            device="cpu" if down else self.device,
+            device=device,
             out=state.folder,
             fresh=self.fresh,
             progress=lambda _: self._report(),
         )
         seconds = monotonic() - began
-        line: dict[str, Any] = {"slice": number, "rank": row.rank, "jobs": jobs, "seconds": round(seconds, 3)}
-        if down:
-            line["descents"] = True
+        line: dict[str, Any] = {"slice": number, "rank": row.rank, "seconds": round(seconds, 3), **notes}
         if result.scheme is not None and result.path is not None:
             cost = score.error(result.scheme, state.dtype) ** 2
             line |= {"found": result.scheme.rank, "error2": cost, "strategy": result.strategy}
@@ -268,6 +283,14 @@ class _Search:
                 result.path.unlink()
         self._record(line)
         (state.folder / ".journal" / result.problem.key(self.workers, __version__)).unlink(missing_ok=True)
+
+    def _elsewhere(self, row: Row) -> list[Scheme]:
+        """The approximate schemes of that rank that are best at some precision, where following one is quick."""
+        if variables(self.state.shape, row.rank) > _RELAXED:
+            return []
+        best = {dtype: store.frontier(self.state.shape, dtype, self.folders) for dtype in score.DTYPES}
+        found = {p.entry.id: p.entry for points in best.values() for p in points if p.rank == row.rank}
+        return [store.scheme_of(entry, self.state.shape) for entry in found.values() if entry.E]
 
     def _exact(self) -> list[Scheme]:
         """The best exact scheme over ZT that is held, from which descents begin; none where none is."""
@@ -310,16 +333,18 @@ class _Search:
         if "slice" not in line:
             return
         row = state.rows[line["rank"]]
+        relaxed = line.get("relaxed", False)
+        row.relaxed = row.relaxed or relaxed
         state.slices += 1
         state.seconds += line["seconds"]
         state.run += line["seconds"]
-        row.slices += 1
+        row.slices += not relaxed
         row.seconds += line["seconds"]
         if line.get("jobs"):
             self.pace[line.get("descents", False), row.rank] = max(0.02, line["seconds"] / line["jobs"])
         if "id" not in line:
-            row.failed += 1
-            row.idle += line["seconds"]
+            row.failed += not relaxed
+            row.idle += 0.0 if relaxed else line["seconds"]
             return
         rank = line["found"]
         for point in store.frontier(state.shape, state.dtype, self.folders):

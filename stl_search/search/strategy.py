@@ -33,6 +33,7 @@ _MODULES = (
     "symmetric",
     "isotropy",
     "twisted",
+    "relax",
     "batch",
     "cheap",
 )
