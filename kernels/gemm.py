@@ -14,13 +14,13 @@ from numba.extending import intrinsic
 
 from stl_search.kernels.vectors import WORD
 
-__all__ = ["HEAD", "PART", "worker"]
+__all__ = ["HEAD", "PART", "WHERE", "worker"]
 
 # A job in memory, 64-bit words. What all parts have in common: the number of the next part and how many there are, the
 # routine, whether its numbers are doubles and its integers long, how A and B lie, columns and inner dimension, entries
-# from row to row (of what is turned, from column to column) of A, B and C.
-HEAD = 12
-PART = 4  # of each part: where its rows of A, its B and its rows of C are, and how many rows
+# from row to row (of what is turned, from column to column) of A, B and C; and the addresses of A, B and C.
+WHERE, HEAD = 12, 15
+PART = 4  # of each part: where its rows of A, its B and its rows of C are, in bytes from these, and how many rows
 
 
 @intrinsic
@@ -56,13 +56,14 @@ def _work(job):
     how_a, how_b = np.int32(head[5]), np.int32(head[6])
     n, k, x, y, z = head[7], head[8], head[9], head[10], head[11]
     sn, sk, sx, sy, sz = np.int32(n), np.int32(k), np.int32(x), np.int32(y), np.int32(z)
+    at_a, at_b, at_c = head[WHERE], head[WHERE + 1], head[WHERE + 2]
     parts = carray(job, (HEAD + PART * count,), np.int64)[HEAD:].reshape(count, PART)
     one, zero = np.float32(1.0), np.float32(0.0)
     while True:
         i = _taken(head.ctypes.data)
         if i >= count:
             return
-        a, b, c, m = parts[i, 0], parts[i, 1], parts[i, 2], parts[i, 3]
+        a, b, c, m = at_a + parts[i, 0], at_b + parts[i, 1], at_c + parts[i, 2], parts[i, 3]
         sm = np.int32(m)
         if double and long:
             _gemm(routine, how_a, how_b, m, n, k, 1.0, a, x, b, y, 0.0, c, z)

@@ -13,7 +13,7 @@ import itertools
 import os
 import threading
 from array import array
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ __all__ = ["products", "supports"]
 
 Tensor = torch.Tensor
 
+FEW = 1024  # slices of a product, up to which what is known of it is kept
 GRAIN = 1 << 20  # multiplications below which another thread is not worth its wake-up
 AS_IT_IS, TURNED = 111, 112  # CblasNoTrans, CblasTrans
 _ROUTINES = {torch.float32: "cblas_sgemm", torch.float64: "cblas_dgemm"}
@@ -103,21 +104,43 @@ def products(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """
     single = loaded()
     assert single is not None
-    *several, rows, inner = a.shape
     cols = b.shape[-1]
-    count = several[0] if several else 1
-    work = count * rows * inner * cols
+    work = a.numel() * cols
     if not work:
         return out.zero_()
-    a, how_a, jump_a, step_a = _laid(a)
-    b, how_b, jump_b, step_b = _laid(b)
-    jump_c, step_c = (out.stride(0) if several else 0), max(out.stride(-2), cols)
-    dtype = a.dtype
-    size = dtype.itemsize
+    a, b = _fit(a), _fit(b)
     threads = max(1, min(torch.get_num_threads(), work // GRAIN))
-    head = [0, 0, single.routines[dtype], size == 8, single.long, how_a, how_b, cols, inner, step_a, step_b, step_c]
+    made = _job if a.ndim < 3 or len(a) <= FEW else _job.__wrapped__
+    job = made(single, a.dtype, a.shape, cols, a.stride(), b.stride(), out.stride(), threads)[:]
+    job[gemm.WHERE : gemm.HEAD] = array("q", (a.data_ptr(), b.data_ptr(), out.data_ptr()))
+    with single:
+        together(gemm.worker(), job.buffer_info()[0], min(threads, job[1]))
+    return out
+
+
+@lru_cache(maxsize=256)  # making one takes microseconds, and ten times as many where a product has left caches cold
+def _job(
+    library: Library,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    cols: int,
+    stride_a: tuple[int, ...],
+    stride_b: tuple[int, ...],
+    stride_c: tuple[int, ...],
+    threads: int,
+) -> array[int]:
+    """What ``gemm.worker`` works on for an A: (r, M, K) or (M, K) of that shape, but for the addresses."""
+    *several, rows, inner = shape
+    count = several[0] if several else 1
+    left, right = _laid(shape, stride_a), _laid((*several, inner, cols), stride_b)
+    assert left is not None
+    assert right is not None
+    (how_a, step_a), (how_b, step_b), step_c = left, right, max(stride_c[-2], cols)
+    jump_a, jump_b, jump_c = (stride[0] if several else 0 for stride in (stride_a, stride_b, stride_c))
+    size = dtype.itemsize
+    head = [0, 0, library.routines[dtype], size == 8, library.long, how_a, how_b, cols, inner, step_a, step_b, step_c]
+    head += 0, 0, 0
     down = step_a if how_a == AS_IT_IS else 1
-    at_a, at_b, at_c = a.data_ptr(), b.data_ptr(), out.data_ptr()
     whole = count - count % threads
     for q in range(count):
         pieces = 1 if q < whole else threads
@@ -125,28 +148,26 @@ def products(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
         for t in range(1, pieces + 1):
             bottom = rows * t // pieces
             if top < bottom:
-                first_a, first_c = at_a + size * top * down, at_c + size * top * step_c
-                head += first_a + size * q * jump_a, at_b + size * q * jump_b, first_c + size * q * jump_c, bottom - top
+                at_a, at_c = q * jump_a + top * down, q * jump_c + top * step_c
+                head += size * at_a, size * q * jump_b, size * at_c, bottom - top
             top = bottom
-    head[1] = parts = (len(head) - gemm.HEAD) // gemm.PART
-    job = array("q", head)
-    with single:
-        together(gemm.worker(), job.buffer_info()[0], min(threads, parts))
-    return out
+    head[1] = (len(head) - gemm.HEAD) // gemm.PART
+    return array("q", head)
 
 
-def _laid(x: Tensor) -> tuple[Tensor, int, int, int]:
-    """x: (..., rows, cols), copied where its matrices lie as no BLAS takes them.
+def _fit(x: Tensor) -> Tensor:
+    """The same numbers, copied where they lie as no BLAS takes them."""
+    return x if _laid(x.shape, x.stride()) and not x.is_neg() else torch.empty(x.shape, dtype=x.dtype).copy_(x)
 
-    Returns it, how it lies, the entries from one matrix to the next and between the lines of each.
-    """
-    rows, cols = x.shape[-2:]
-    *several, down, right = x.stride()
-    jump = several[0] if several else 0
-    if not x.is_neg():
-        if (right == 1 or cols == 1) and (down >= cols or rows == 1):
-            return x, AS_IT_IS, jump, max(down, cols)
-        if (down == 1 or rows == 1) and (right >= rows or cols == 1):
-            return x, TURNED, jump, max(right, rows)
-    copy = torch.empty(x.shape, dtype=x.dtype).copy_(x)
-    return copy, AS_IT_IS, rows * cols, cols
+
+@lru_cache(maxsize=256)
+def _laid(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int] | None:
+    """How (..., rows, cols) lies, and the entries between the lines of a matrix; None where it lies as no BLAS takes
+    it."""
+    rows, cols = shape[-2:]
+    down, right = stride[-2:]
+    if (right == 1 or cols == 1) and (down >= cols or rows == 1):
+        return AS_IT_IS, max(down, cols)
+    if (down == 1 or rows == 1) and (right >= rows or cols == 1):
+        return TURNED, max(right, rows)
+    return None

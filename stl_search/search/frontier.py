@@ -230,7 +230,7 @@ class _Search:
         return 1 + min(3.0, 10 * excess)
 
     def _slice(self, row: Row) -> None:
-        """Look for one rank for a while; first of all, at what the best schemes of other precisions become at this one."""
+        """Look for one rank for a while; first of all at what schemes for other precisions become at this one."""
         state = self.state
         elsewhere = [] if row.slices or row.relaxed else self._elsewhere(row)
         if elsewhere:
@@ -251,7 +251,7 @@ class _Search:
     def _search(
         self, row: Row, jobs: int, strategies: tuple[str, ...], given: list[Scheme], device: str, notes: dict[str, Any]
     ) -> None:
-        """One call of ``discover``, whose find is kept where it improves on what is held; the journal gets ``notes``."""
+        """One call of ``discover``, whose find is kept where it improves on what is held; ``notes`` are journalled."""
         state, began = self.state, monotonic()
         number = state.slices
         state.now = f"rank {row.rank}, {jobs} jobs from {', '.join(s.name for s in given) or 'nothing'}"
