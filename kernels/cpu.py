@@ -95,7 +95,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     held = np.empty(size + LINE, np.uint8)  # numpy asks for them
     start = -held.ctypes.data % LINE
     return torch.from_numpy(held[start : start + size]).view(dtype).view(shape)

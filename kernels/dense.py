@@ -29,7 +29,7 @@ def _onednn() -> Any:
     """torch's entry to oneDNN's linear layer, None where this torch has none or it does not compute A B."""
     try:
         linear, reorder = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._reorder_linear_weight
-        a, b = torch.eye(3, 4), torch.arange(8.0).reshape(4, 2)
+        a, b = torch.eye(3, 4, device="cpu"), torch.arange(8.0, device="cpu").reshape(4, 2)
         for weight in (b.T, reorder(b.T, 3)):
             if not torch.equal(linear(a, weight, None, "none", [], ""), b[:3]):
                 return None
@@ -151,7 +151,8 @@ def _reorders(dtype: torch.dtype) -> bool:
     if dtype not in (torch.float32, torch.bfloat16) or _onednn() is None:
         return False
     try:
-        Packed(torch.ones(1, 16, 16, dtype=dtype)).products(torch.ones(1, 16, 16, dtype=dtype))
+        x = torch.ones(1, 16, 16, dtype=dtype, device="cpu")
+        Packed(x).products(x)
     except RuntimeError:
         return False
     return True

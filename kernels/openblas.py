@@ -157,7 +157,9 @@ def _job(
 
 def _fit(x: Tensor) -> Tensor:
     """The same numbers, copied where they lie as no BLAS takes them."""
-    return x if _laid(x.shape, x.stride()) and not x.is_neg() else torch.empty(x.shape, dtype=x.dtype).copy_(x)
+    if _laid(x.shape, x.stride()) and not x.is_neg():
+        return x
+    return torch.empty_like(x, memory_format=torch.contiguous_format).copy_(x)
 
 
 @lru_cache(maxsize=256)

@@ -188,16 +188,24 @@ class Plan:
         return {}
 
     def coefficients(self, side: str, dtype: str, device: Any) -> torch.Tensor:
-        """u for side "lhs", v for "rhs", w for "out", as a torch tensor (r, rows, cols) in ``dtype``, made once."""
+        """u for side "lhs", v for "rhs", w for "out", as a torch tensor (r, rows, cols) in ``dtype``.
+
+        Made once, but for what is made under a transform or a mode of torch: such a tensor belongs to it alone.
+        """
         import torch
 
+        from stl_search.kernels.watched import passing
+
+        alone = passing()
         key = (side, dtype, str(device))
-        if key not in self._tensors:
-            array = self.factors[("lhs", "rhs", "out").index(side)]
-            kind = torch_dtype(dtype, np.iscomplexobj(array))
-            with torch.inference_mode(False):  # else a later call with gradients could not use them
-                self._tensors[key] = torch.tensor(array, dtype=kind, device=device)
-        return self._tensors[key]
+        if not alone and key in self._tensors:
+            return self._tensors[key]
+        array = self.factors[("lhs", "rhs", "out").index(side)]
+        with torch.inference_mode(False):  # else a later call with gradients could not use them
+            made = torch.tensor(array, dtype=torch_dtype(dtype, np.iscomplexobj(array)), device=device)
+        if not alone:
+            self._tensors[key] = made
+        return made
 
     @cached_property
     def expected_error(self) -> float:

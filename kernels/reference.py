@@ -18,6 +18,7 @@ import torch
 
 from stl_search.errors import UsageError
 from stl_search.kernels.plan import Plan, dtype_name, torch_dtype, wider
+from stl_search.kernels.watched import watched
 
 __all__ = [
     "Stored",
@@ -68,8 +69,10 @@ def encode(x: Tensor, coefficients: Tensor, layout: str = "block") -> Tensor:
     """x: (..., M, K), coefficients: (r, m, k) -> (r, ..., ceil(M/m), ceil(K/k)), contiguous; differentiable in x.
 
     out[q] = sum_ab coefficients[q,a,b] x_ab, summed in the wider of the two precisions: one gather of the blocks (in
-    place of padding) and one matrix product.
+    place of padding) and one matrix product; in plain operations where these are asked for (``watched``).
     """
+    if watched(x):
+        return encode_naive(x, coefficients, layout)
     result: Tensor = _Encode.apply(x, coefficients, layout)  # type: ignore[no-untyped-call]
     return result
 
@@ -81,6 +84,9 @@ def decode(
 
     out_ac = sum_q coefficients[q,a,c] p[q], rounded once; what lies beyond (rows, cols) is dropped.
     """
+    if watched(p):
+        c = decode_naive(p, coefficients, rows, cols, layout)
+        return c if dtype is None else c.to(dtype)
     result: Tensor = _Decode.apply(p, coefficients, rows, cols, layout, dtype)  # type: ignore[no-untyped-call]
     return result
 
@@ -210,6 +216,10 @@ def rounded(x: Tensor, dtype: str, compute: str) -> Tensor:
     """x as it comes back from storage in ``dtype``, in ``compute``; the gradient passes as if nothing was rounded."""
     if dtype == compute and dtype_name(x.dtype)[0] == compute:
         return x
+    if watched(x):
+        wide = x.to(torch_dtype(wider(compute, dtype_name(x.dtype)[0]), x.is_complex()))
+        kept = restore(store(wide.detach(), dtype), compute).to(wide.dtype)
+        return (wide + (kept - wide.detach())).to(torch_dtype(compute, x.is_complex()))
     result: Tensor = _Rounded.apply(x, dtype, compute)  # type: ignore[no-untyped-call]
     return result
 

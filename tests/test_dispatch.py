@@ -436,3 +436,26 @@ def test_it_prints_unless_told_not_to(capsys: pytest.CaptureFixture[str]) -> Non
     assert [name for name, _ in named.alternatives if name != "dense"] == [named.name]
     assert "complex fp32" in capsys.readouterr().out
     assert repr(named) == str(named)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: explain("abc"), "three sizes"),
+        (lambda: explain(None), "three sizes"),
+        (lambda: explain((1.5, 2, 3)), "three sizes"),
+        (lambda: explain((-1, 2, 3)), "three sizes"),
+        (lambda: explain((8, 8, 8), device=None), "device is None"),
+        (lambda: explain((8, 8, 8), encoder=STRASSEN, device="foo"), "device is 'foo'"),
+        (lambda: explain((8, 8, 8), out_dtype=torch.complex64), "operands are real"),
+        (lambda: explain((8, 8, 8), out_dtype="fp8_e4m3"), "output cannot be fp8"),
+    ],
+)
+def test_explain_refuses_nonsense_in_one_sentence(call: Any, words: str) -> None:
+    with pytest.raises(UsageError, match=words) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_explain_takes_a_device_of_torch() -> None:
+    assert explain((8, 8, 8), device=torch.device("cpu")).plan is None

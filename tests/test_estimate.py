@@ -103,6 +103,10 @@ def test_zero_infinite_and_nan() -> None:
     assert estimate_error(zero, 0 * a, b) == estimate.ErrorEstimate(0.0, 0.0, 0.99, 32)
     assert estimate_error(zero + 1, 0 * a, b).estimate == math.inf
     assert estimate_error(zero, a, b).estimate == 1.0
+    for power in (-700, 900):  # squares of the product's entries are no numbers of float64
+        one, other = 2.0**-300 * np.ones((2, 3)), 2.0**power * np.ones((3, 40))
+        assert estimate_error(1.5 * one @ other, one, other).estimate == pytest.approx(0.5)
+        assert relative_error(1.5 * one @ other, one, other) == pytest.approx(0.5)
     zero[3, 3] = np.nan
     found = estimate_error(zero, a, b)
     assert math.isnan(found.estimate)
@@ -116,6 +120,12 @@ def test_zero_infinite_and_nan() -> None:
         (lambda a, b: estimate_error(a @ b, a, b.T), "inner sizes"),
         (lambda a, b: estimate_error(a @ b, a, b, probes=0), "probes is 0"),
         (lambda a, b: estimate_error(a @ b, a, b, confidence=1), "confidence is 1"),
+        (lambda a, b: estimate_error(a @ b, a, b, confidence="a"), "confidence is 'a'"),
+        (lambda a, b: estimate_error(np.ones((4, 40)), a, np.ones((6, 40)), seed=1 << 64), "the seed is 18446"),
+        (lambda a, b: estimate_error(np.ones((4, 40)), a, np.ones((6, 40)), seed="a"), "the seed is 'a'"),
+        (lambda a, b: amm(a, b, STRASSEN, randomize=1 << 70), "the seed is 11805"),
+        (lambda a, b: amm(a, b, STRASSEN, randomize=0, out_dtype="bf16"), "numpy has no bf16"),
+        (lambda a, b: amm(a, b, rtol=10**400), "rtol is 1000"),
         (lambda a, b: estimate_error(a @ b, a, encode_rhs(b, STRASSEN)), "B is an encoded operand"),
         (lambda a, b: estimate_error(a @ b, np.ones((3, 4, 6)), np.ones((2, 6, 5))), "batches differ"),
         (lambda a, b: amm(a, b, STRASSEN, check=True), "give rtol"),

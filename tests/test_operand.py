@@ -38,6 +38,18 @@ def test_a_saved_operand_comes_back_as_it_was(tmp_path: Path, dtype: str, layout
         amm(again[0], encode_rhs(b, Plan(classical((2, 2, 2)), dtype, layout=layout)))
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+def test_complex_operands_are_saved_too(tmp_path: Path, dtype: str) -> None:
+    kind = np.complex64 if dtype == "fp32" else np.complex128
+    a, b = (np.random.default_rng(i).standard_normal((2, 5, 5)) for i in (0, 1))
+    left, right = ((x[0] + 1j * x[1]).astype(kind) for x in (a, b))
+    held = encode_rhs(right, STRASSEN)
+    held.save(tmp_path / "held")
+    again = EncodedOperand.load(tmp_path / "held")
+    assert again.plan == held.plan
+    assert np.array_equal(amm(left, again), amm(left, held))
+
+
 def test_files_that_hold_something_else_are_refused(tmp_path: Path) -> None:
     good = tmp_path / "good"
     encode_rhs(np.ones((4, 4), np.float32), STRASSEN).save(good)
@@ -57,12 +69,24 @@ def test_files_that_hold_something_else_are_refused(tmp_path: Path) -> None:
         ("side", {"data": data}, about.replace('"rhs"', '"top"')),
         ("scheme", {"data": data}, about.replace('"rank": 7', '"rank": 8')),
         ("json", {"data": data}, about[:-1]),
+        ("flat", {"data": data}, about.replace('"shape": [4, 4]', '"shape": [8]')),
+        ("half", {"data": data}, about.replace('"shape": [4, 4]', '"shape": [4.0, 4.0]')),
+        ("layout", {"data": data}, about.replace('"layout": "block"', '"layout": "rows"')),
+        ("product", {"data": data}, about.replace('"product": "fp32"', '"product": "fp31"')),
+        ("narrow", {"data": data}, about.replace('"dtype": "fp32", "kind"', '"dtype": "fp8_e4m3", "kind"')),
+        ("field", {"data": data}, about.replace('"ring": "ZT"', '"ring": "Z2"')),
     ):
+        assert text != about or name in ("shape", "dtype", "scale")
         save_file(tensors, tmp_path / name, metadata={"stl_search": text})
-    for name in ("text", "bare", "absent", "shape", "dtype", "scale", "format", "side", "scheme", "json"):
+    names = {path.name for path in tmp_path.iterdir()} - {"good"} | {"absent"}
+    assert len(names) == 16
+    for name in sorted(names):
         with pytest.raises(FormatError) as caught:
             EncodedOperand.load(tmp_path / name)
         assert "\n" not in str(caught.value)
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="cannot be loaded to cuda"):
+            EncodedOperand.load(good, "cuda")
     with pytest.raises(UsageError, match="cannot be written"):
         EncodedOperand.load(good).save(tmp_path / "no" / "such" / "folder")
 

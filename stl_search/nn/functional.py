@@ -12,6 +12,7 @@ import torch
 
 from stl_search.kernels import ops
 from stl_search.kernels.reference import decode_naive
+from stl_search.kernels.watched import watched
 
 __all__ = ["decode", "encode_lhs", "encode_rhs", "stl_product", "tiles"]
 
@@ -34,7 +35,7 @@ LARGE = 1 << 20
 
 def _by_kernels(entries: int, x: Tensor, *factors: Tensor) -> bool:
     """Whether the operators make this many entries from x and these factors; else plain torch operations do."""
-    if any(f.ndim == 4 for f in factors) or not x.is_floating_point():
+    if any(f.ndim == 4 for f in factors) or not x.is_floating_point() or watched(x, *factors):
         return False
     if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *factors)):
         return False

@@ -12,7 +12,8 @@ import torch
 
 from stl_search.errors import UsageError
 from stl_search.kernels import dense, gpu_multiply, multiply, ops, reference
-from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype, wider, with_out
+from stl_search.kernels.plan import Plan, numpy_dtype, torch_dtype, wider, with_out
+from stl_search.kernels.watched import watched
 from stl_search.runtime import calibrate, compiled
 from stl_search.runtime.dispatch import (
     DEFAULT,
@@ -24,10 +25,11 @@ from stl_search.runtime.dispatch import (
     choose,
     dense_way,
     explain,
+    out_name,
     request_of,
     stamp_of_late,
 )
-from stl_search.runtime.estimate import guarded
+from stl_search.runtime.estimate import frobenius, guarded
 from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to_kind
 
 __all__ = ["BACKENDS", "EncodedOperand", "amm", "encode_lhs", "encode_rhs", "explain", "relative_error"]
@@ -107,6 +109,8 @@ def amm(
     if workspace is not None and (isinstance(workspace, bool) or not isinstance(workspace, int) or workspace <= 0):
         raise UsageError(f"workspace is {workspace!r:.40}, must be a positive number of bytes")
     if check or randomize is not None:
+        if out_dtype is not None and not isinstance(A, EncodedOperand):
+            _out_name(out_dtype, read(A, "A"))  # refused before the work
         again = partial(
             amm, encoder=encoder, speedup=speedup, out_dtype=out_dtype, backend=backend, workspace=workspace
         )
@@ -163,7 +167,7 @@ def relative_error(C: Any, A: Any, B: Any) -> float:
     exact = torch.matmul(*(x.tensor.detach().to(torch_dtype("fp64", x.complex)) for x in (a, b)))
     if c.shape != tuple(exact.shape):
         raise UsageError(f"C has shape {c.shape}, A B has {tuple(exact.shape)}")
-    gap, size = (float(torch.linalg.vector_norm(x)) for x in (c.tensor.detach() - exact, exact))
+    gap, size = (frobenius(x) for x in (c.tensor.detach() - exact, exact))
     return gap / size if size else (math.inf if gap else 0.0)
 
 
@@ -215,6 +219,8 @@ def _by_scheme(
     cols = b.shape[-1] if len(b.shape) > 1 else 1
     given = [x for x in (a, b) if isinstance(x, Operand)]
     gradient = torch.is_grad_enabled() and any(x.tensor.requires_grad for x in given)
+    if watched(*(x.tensor for x in given)):
+        backend = "reference"
     if backend == "auto" and not gradient and _in_memory(a, b, plan):
         left, right = (_held(x, side) for x, side in ((a, "lhs"), (b, "rhs")))
         assert isinstance(left, torch.Tensor)
@@ -337,12 +343,7 @@ def _check_pair(a: Operand | EncodedOperand, b: Operand | EncodedOperand) -> tup
 
 def _out_name(out_dtype: Any, a: Operand | EncodedOperand) -> str:
     """The precision that ``out_dtype`` names for the operands' kind and field."""
-    name, is_complex = dtype_name(out_dtype)
-    if name == "fp8_e4m3":
-        raise UsageError("the output cannot be fp8_e4m3: ask for bf16 or fp16 and convert it with a scale of your own")
-    if is_complex != a.complex and not (isinstance(out_dtype, str) and out_dtype == name):
-        raise UsageError(f"out_dtype is {out_dtype}, the operands are {'complex' if a.complex else 'real'}")
-    torch_dtype(name, a.complex)
+    name = out_name(out_dtype, a.complex)
     if a.kind == "numpy":
         numpy_dtype(name, a.complex)
     return name
@@ -370,7 +371,8 @@ def _known_dense(A: Any, B: Any) -> Any:
             return None
         if torch.is_autocast_enabled("cpu" if A.is_cpu else "cuda"):
             return None
-        return torch.matmul(A, B) if way == "torch" or A.requires_grad or B.requires_grad else dense.matmul(A, B, way)
+        simple = way == "torch" or A.requires_grad or B.requires_grad or watched()
+        return torch.matmul(A, B) if simple else dense.matmul(A, B, way)
     if type(A) is np.ndarray is type(B):
         way = _quick.get((A.shape, B.shape, A.dtype, B.dtype))
         if way is None or not _still_holds() or (way != "numpy" and A.size * B.size >= SMALL_ARRAYS):
@@ -409,7 +411,7 @@ def _dense(a: Operand, b: Operand, out: str, way: str = "torch") -> Any:
     x, y = a.tensor.to(kind), b.tensor.to(kind)
     with no_autocast(a.device):
         gradient = torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
-        if way == "torch" or gradient or a.device.type != "cpu" or min(x.ndim, y.ndim) < 2:
+        if way == "torch" or gradient or watched(x, y) or a.device.type != "cpu" or min(x.ndim, y.ndim) < 2:
             c = torch.matmul(x, y)
         else:
             c = dense.matmul(x, y, way)

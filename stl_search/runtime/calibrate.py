@@ -321,7 +321,7 @@ def _of_slices(kind: torch.dtype, size: int, ways: list[str]) -> _Runs:
     """
     plan = Plan(transform.classical(OF_SLICES), dtype_name(kind)[0])
     (m, k), n = (size * side for side in OF_SLICES[:2]), size * OF_SLICES[2]
-    a, b = torch.randn(m, k).to(kind), torch.randn(k, n).to(kind)
+    a, b = (torch.randn(*sides, device="cpu").to(kind) for sides in ((m, k), (k, n)))
     return {way: partial(multiply.multiply, a, b, plan, m, n, way=way) for way in ways}
 
 
@@ -355,9 +355,9 @@ def _encoding(kind: torch.dtype, place: torch.device) -> tuple[float, float]:
     size = ENCODED.get(place.type, 8192)
     wide = torch.float64 if kind == torch.float64 else torch.float32
     x = torch.randn(size, size, device=place).to(kind)
-    light = torch.zeros(4, 2, 2, dtype=wide)
+    light = torch.zeros(4, 2, 2, dtype=wide, device="cpu")
     light[range(4), [0, 0, 1, 1], [0, 1, 0, 1]] = 1.0
-    heavy = torch.linspace(0.1, 1.0, 16 * 16, dtype=wide).reshape(16, 4, 4)
+    heavy = torch.linspace(0.1, 1.0, 16 * 16, dtype=wide, device="cpu").reshape(16, 4, 4)
     name = dtype_name(kind)[0]
 
     def seconds(factor: torch.Tensor) -> float:

@@ -21,7 +21,7 @@ from torch import library
 from stl_search.errors import UsageError
 from stl_search.kernels import ops, reference
 from stl_search.kernels.plan import Plan, dtype_name, torch_dtype, wider
-from stl_search.runtime.dispatch import request_of
+from stl_search.runtime.dispatch import out_name, request_of
 from stl_search.runtime.operand import EncodedOperand, read
 from stl_search.scheme import Scheme
 
@@ -132,7 +132,7 @@ def _result_dtype(given: Any, encoder: str, operand: str, dtype: torch.dtype) ->
     """The dtype of the product: as asked for, else the plan's, else the operands'."""
     given = _object(given) if isinstance(given, int) else given
     if given is not None:
-        return torch_dtype(dtype_name(given)[0], dtype.is_complex)
+        return torch_dtype(out_name(given, dtype.is_complex), dtype.is_complex)
     plan = _operands[operand].plan if operand else _encoders.get(encoder.removeprefix(MARK))
     return torch_dtype(plan.out, plan.complex) if isinstance(plan, Plan) else dtype
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from stl_search import score
 from stl_search.catalog import store
 from stl_search.errors import NotFoundError, StlError, UsageError
-from stl_search.kernels.plan import Plan, dtype_name, wider, with_out
+from stl_search.kernels.plan import Plan, dtype_name, torch_dtype, wider, with_out
 from stl_search.runtime import calibrate, measured
 from stl_search.scheme import Scheme, Shape
 
@@ -39,6 +42,7 @@ __all__ = [
     "dense_way",
     "explain",
     "forget",
+    "out_name",
     "plan_for",
     "request_of",
     "scheme_seconds",
@@ -191,7 +195,7 @@ def request_of(encoder: Any, rtol: float | None = None, speedup: float | None = 
     """
     for name, value in (("rtol", rtol), ("speedup", speedup)):
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and math.isfinite(value) and value > 0):
+        if value is not None and not (number and 0 < value <= sys.float_info.max):
             raise UsageError(f"{name} is {value!r:.40}, must be a positive number")
     selector = None
     if encoder is None:
@@ -212,6 +216,17 @@ def request_of(encoder: Any, rtol: float | None = None, speedup: float | None = 
     if isinstance(encoder, Plan | Scheme):
         return Request(lambda dtype: encoder)
     return Request(lambda dtype: _load(encoder, selector, dtype))
+
+
+def out_name(out_dtype: Any, is_complex: bool) -> str:
+    """The precision that ``out_dtype`` names for operands that are complex or not; UsageError where it names none."""
+    name, asks_complex = dtype_name(out_dtype)
+    if name == "fp8_e4m3":
+        raise UsageError("the output cannot be fp8_e4m3: ask for bf16 or fp16 and convert it with a scale of your own")
+    if asks_complex != is_complex and not (isinstance(out_dtype, str) and out_dtype == name):
+        raise UsageError(f"out_dtype is {out_dtype}, the operands are {'complex' if is_complex else 'real'}")
+    torch_dtype(name, is_complex)
+    return name
 
 
 def _load(encoder: Any, selector: store.Selector | None, dtype: str) -> Scheme:
@@ -514,7 +529,7 @@ def explain(
     rtol: float | None = None,
     speedup: float | None = None,
     out_dtype: Any = None,
-    device: str = "cpu",
+    device: Any = "cpu",
     show: bool = True,
 ) -> Explanation:
     """How ``amm`` would multiply A: (M, K) by B: (K, N), given shape = (M, K, N), and the error to expect.
@@ -531,11 +546,18 @@ def explain(
     >>> found.plan is None
     True
     """
-    sizes = tuple(int(s) for s in shape)
+    try:
+        sizes = tuple(operator.index(s) for s in shape)
+    except TypeError:
+        sizes = ()
     if len(sizes) != 3 or min(sizes) < 0:
         raise UsageError(f"a product has three sizes M, K, N, not {shape!r:.60}")
+    try:
+        device = str(torch.device(device))
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"device is {device!r:.40}: {str(error).splitlines()[0]:.100}") from None
     name, is_complex = dtype_name(dtype)
-    out = None if out_dtype is None else dtype_name(out_dtype)[0]
+    out = None if out_dtype is None else out_name(out_dtype, is_complex)
     problem = Problem(*sizes, dtype=name, out=out or name, complex=is_complex, device=device)
     forget()
     found = choose(request_of(encoder, rtol, speedup), problem, out)

@@ -18,11 +18,11 @@ import torch
 
 from stl_search import score
 from stl_search.errors import StlWarning, UsageError
-from stl_search.kernels.plan import Plan, dtype_name, torch_dtype
+from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype
 from stl_search.runtime.dispatch import request_of
 from stl_search.runtime.operand import EncodedOperand, Operand, read, to_kind
 
-__all__ = ["ErrorEstimate", "Mixer", "apriori_bound", "estimate_error", "guarded"]
+__all__ = ["ErrorEstimate", "Mixer", "apriori_bound", "estimate_error", "frobenius", "guarded"]
 
 PROBES = 32
 CONFIDENCE = 0.99
@@ -73,7 +73,7 @@ def estimate_error(
     """
     if not isinstance(probes, int) or isinstance(probes, bool) or probes < 1:
         raise UsageError(f"probes is {probes!r:.40}, must be a positive integer")
-    if not 0 < confidence < 1:
+    if not isinstance(confidence, (float, np.floating)) or not 0 < confidence < 1:
         raise UsageError(f"confidence is {confidence!r:.40}, must lie between 0 and 1")
     for x, name in ((C, "C"), (A, "A"), (B, "B")):
         if isinstance(x, EncodedOperand):
@@ -102,18 +102,33 @@ def estimate_error(
     if exact:
         g = torch.eye(cols, dtype=kind, device=c.device)
     else:
-        generator = torch.Generator().manual_seed(seed)
-        g = torch.randn((*batch, cols, probes), dtype=torch.float64, generator=generator).to(c.device, kind)
+        generator = _generator(seed)
+        drawn = torch.randn((*batch, cols, probes), dtype=torch.float64, generator=generator, device="cpu")
+        g = drawn.to(c.device, kind)
     product = a_matrix.to(kind) @ (b_matrix.to(kind) @ g)  # autocast leaves float64 alone
     count = 1 if exact else probes
-    gap, size = (float(torch.linalg.vector_norm(x)) / math.sqrt(count) for x in (product - c_matrix @ g, product))
+    gap, size = (frobenius(x) / math.sqrt(count) for x in (product - c_matrix @ g, product))
     estimate = _ratio(gap, size)
     if exact:
         return ErrorEstimate(estimate, estimate, confidence, cols)
     low, high = _tails(probes, (1 - confidence) / 2)
     gap_upper = gap / math.sqrt(low)
-    size_lower = max(size / math.sqrt(high), float(torch.linalg.vector_norm(c_matrix)) - gap_upper)
+    size_lower = max(size / math.sqrt(high), frobenius(c_matrix) - gap_upper)
     return ErrorEstimate(estimate, _ratio(gap_upper, size_lower), confidence, probes)
+
+
+def frobenius(x: torch.Tensor) -> float:
+    """|x|_F of any tensor, also where squares of its entries are too small or too large for its dtype."""
+    largest = float(x.abs().max()) if x.numel() else 0.0
+    unit = 2.0 ** math.frexp(largest)[1] if 0 < largest < math.inf else 1.0
+    return unit * float(torch.linalg.vector_norm(x / unit)) if unit < math.inf else math.nan
+
+
+def _generator(seed: Any) -> torch.Generator:
+    """A generator of random numbers on the host; raises UsageError for what torch takes for no seed."""
+    if not isinstance(seed, int) or isinstance(seed, bool) or not -(1 << 63) <= seed < 1 << 64:
+        raise UsageError(f"the seed is {seed!r:.40}, must be an integer of at most 64 bits")
+    return torch.Generator().manual_seed(seed)
 
 
 def _ratio(gap: float, size: float) -> float:
@@ -169,8 +184,8 @@ class Mixer:
 
     def __init__(self, kind: str, size: int, generator: torch.Generator) -> None:
         self.size = size
-        self.signs = torch.randint(0, 2, (size,), generator=generator) * 2 - 1
-        self.order = torch.randperm(size, generator=generator) if kind == "hadamard" else None
+        self.signs = torch.randint(0, 2, (size,), generator=generator, device="cpu") * 2 - 1
+        self.order = torch.randperm(size, generator=generator, device="cpu") if kind == "hadamard" else None
 
     def apply(self, x: torch.Tensor, dim: int) -> torch.Tensor:
         """x -> Q x along ``dim``."""
@@ -266,7 +281,7 @@ def _mixed_product(
 ) -> Any:
     if not a.shape or not b.shape or a.shape[-1] != b.shape[max(len(b.shape) - 2, 0)]:
         return multiply(a.tensor, b.tensor, rtol=rtol)  # its own complaint
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
     rows = Mixer(kind, a.shape[-2], generator) if len(a.shape) > 1 else None
     inner = Mixer(kind, a.shape[-1], generator)
     cols = Mixer(kind, b.shape[-1], generator) if len(b.shape) > 1 else None
@@ -282,6 +297,8 @@ def _mixed_product(
         z = _sums(c)
         z = rows.undo(z, -2 if cols else -1) if rows else z
         z = cols.undo(z, -1) if cols else z
+    if a.kind == "numpy":
+        numpy_dtype(*dtype_name(c.dtype))  # refused in a sentence where numpy has none
     return to_kind(z.to(c.dtype), a.kind)
 
 

@@ -101,7 +101,7 @@ def _timed(plan: Plan, levels: int, sizes: Sizes, way: str, seconds: float, slic
     times = max(1, math.ceil(RUN[place.type] / seconds))
     with torch.inference_mode(False), torch.no_grad(), _no_autocast(place):
         generator = torch.Generator().manual_seed(0)
-        a, b = (torch.randn(s, generator=generator).to(place, kind) for s in ((m, k), (k, n)))
+        a, b = (torch.randn(s, generator=generator, device="cpu").to(place, kind) for s in ((m, k), (k, n)))
 
         def scheme() -> None:
             if place.type == "cpu":

@@ -92,7 +92,8 @@ class EncodedOperand:
         from safetensors.torch import save_file
 
         stored = self.stored
-        tensors = {"data": stored.data.contiguous()}
+        data = stored.data.contiguous()
+        tensors = {"data": torch.view_as_real(data) if data.dtype == torch.complex128 else data}  # the format has none
         if stored.scale is not None:
             tensors["scale"] = stored.scale.contiguous()
         plan = {name: getattr(self.plan, name) for name in PLAN_FIELDS}
@@ -114,19 +115,27 @@ class EncodedOperand:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise FormatError(f"{path} holds no encoded operand: {error!s:.100}") from None
+        except (AssertionError, RuntimeError) as error:  # torch's own, of a device that is not there
+            raise UsageError(f"{path} cannot be loaded to {device}: {error!s:.100}") from None
         try:
             if about["format"] != FORMAT:
                 raise FormatError(f"{path} has format {about['format']!r:.40}, this version reads {FORMAT!r}")
             scheme = Scheme.from_json(about["plan"]["scheme"])
             plan = Plan(scheme, **{n: about["plan"][n] for n in PLAN_FIELDS if n != "device"}, device=str(device))
             shape, side = tuple(about["shape"]), about["side"]
-            stored = reference.Stored(tensors["data"], tensors.get("scale"))
+            if len(shape) < 2 or any(type(size) is not int or size < 0 for size in shape):
+                raise ValueError(f"{list(shape)} is no shape of a matrix")
+            data = tensors["data"]
+            whole = plan.complex and plan.dtype == "fp64" and data.dtype == torch.float64
+            stored = reference.Stored(torch.view_as_complex(data) if whole else data, tensors.get("scale"))
             _check_stored(stored, plan, side, shape)
             if about["kind"] not in ("torch", "numpy") or dtype_name(about["dtype"])[0] != about["dtype"]:
                 raise ValueError("unknown kind or dtype")
-        except StlError:
+            if about["dtype"] == "fp8_e4m3":
+                raise ValueError("no operand has dtype fp8_e4m3")
+        except FormatError:
             raise
-        except (KeyError, ValueError, TypeError) as error:
+        except (StlError, KeyError, RuntimeError, ValueError, TypeError) as error:
             raise FormatError(f"{path} is damaged: {error!s:.100}") from None
         stored = gpu_multiply.for_products(stored, side) if stored.data.is_cuda else stored
         return EncodedOperand(plan, side, _packed(stored, plan, side), shape, about["dtype"], about["kind"])
@@ -145,6 +154,9 @@ def _check_stored(stored: reference.Stored, plan: Plan, side: str, shape: tuple[
         raise ValueError(f"{tuple(stored.data.shape)} {stored.data.dtype} where {wanted} in {plan.dtype} belongs")
     if (plan.dtype == "fp8_e4m3") != (stored.scale is not None):
         raise ValueError("scales belong to fp8_e4m3 and to nothing else")
+    scale = stored.scale
+    if scale is not None and (tuple(scale.shape) != (*wanted[:-2], 1, 1) or not scale.is_floating_point()):
+        raise ValueError(f"scales {tuple(scale.shape)} {scale.dtype} where one a slice belongs")
 
 
 def read(x: Any, name: str) -> Operand:
@@ -158,7 +170,7 @@ def read(x: Any, name: str) -> Operand:
             raise UsageError(f"{name} is a sparse tensor: amm multiplies dense ones, call {name}.to_dense() first")
     elif isinstance(x, np.ma.MaskedArray):
         raise UsageError(f"{name} is a masked array: fill it first, amm would not see the mask")
-    elif isinstance(x, np.ndarray):
+    elif isinstance(x, (np.ndarray, np.generic)):  # products of two vectors are numpy scalars
         kind, array, tensor = "numpy", np.asarray(x), None
     else:
         raise UsageError(f"{name} is a {type(x).__name__}: amm multiplies torch tensors and numpy arrays")

@@ -1,0 +1,29 @@
+"""Who looks on in torch: transforms, forward-mode derivatives and modes, which see plain torch operations alone.
+
+Compiled code reads memory and would pass all of them by: derivatives would be lost without a word.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.autograd import forward_ad
+
+__all__ = ["passing", "watched"]
+
+_PLAIN = torch.Tensor.__torch_dispatch__
+
+
+def watched(*tensors: torch.Tensor) -> bool:
+    """Whether what happens to these must be plain torch operations.
+
+    So it is under a transform of ``torch.func`` (grad, vmap, jvp), in forward-mode differentiation, and for tensors of
+    a class that handles operations itself, such as those without data of FakeTensorMode.
+    """
+    if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return True
+    return any(type(x).__torch_dispatch__ is not _PLAIN for x in tensors)
+
+
+def passing() -> bool:
+    """Whether a tensor that is made now may belong to a transform or to a mode, and be of no use afterwards."""
+    return watched() or torch._C._len_torch_dispatch_stack() > 0
