@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from typing import Any
 
@@ -261,6 +262,30 @@ def test_autocast_stores_encodings_in_its_dtype_and_sums_in_fp32(mode: str) -> N
     assert x.grad is not None
     assert x.grad.dtype == torch.float32
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in layer.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_concerns_what_torch_casts_and_nothing_else(mode: str) -> None:
+    """The dtype that nn.Linear gives, with autocast and without, or a UsageError where it raises."""
+    kinds = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64, torch.complex128]
+    for kind in kinds:
+        linear = nn.Linear(5, 6, dtype=kind)
+        layer = STLLinear.from_linear(linear, STRASSEN, weight=mode)
+        for other, narrow in itertools.product([*kinds, torch.int64, torch.bool], [None, torch.bfloat16]):
+            x = torch.ones(3, 5).to(other)
+            with torch.autocast("cpu", narrow, enabled=narrow is not None):
+                try:
+                    want = linear(x)
+                except RuntimeError:
+                    with pytest.raises(UsageError, match=f"x is {other}, the layer {kind}: convert one"):
+                        layer(x)
+                    continue
+                assert layer(x).dtype == want.dtype
+    linear = nn.Linear(5, 6, dtype=torch.complex64)
+    x = inputs(3, 5) + 1j * inputs(3, 5, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = STLLinear.from_linear(linear, STRASSEN, weight=mode)(x.to(torch.complex64))
+    torch.testing.assert_close(y, linear(x.to(torch.complex64)))
 
 
 def test_they_compile_in_one_graph() -> None:

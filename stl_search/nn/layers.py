@@ -279,20 +279,25 @@ class STLLayer(nn.Module):
 
     def _multiply(self, x: Tensor) -> Tensor:
         """x: (..., M, inner) -> (..., M, cols), bias included; under autocast encoded operands are in its dtype."""
-        held = self.encoded if self.encoded is not None else self.weight
-        assert held is not None
-        device = x.device.type
-        stored, out = held.dtype, held.dtype
-        if torch.is_autocast_enabled(device):
-            if x.dtype != torch.float64:
-                stored = out = torch.get_autocast_dtype(device)
-        elif x.dtype != held.dtype:
-            raise UsageError(f"x is {x.dtype}, the layer {held.dtype}: convert one, or use torch.autocast")
+        stored = self._stored(x)
         with _plain(x.device):
             y = functional.stl_product(x, self.encoded_weight(), self.encoders.u, self.encoders.w, self.cols, stored)
             if self.bias is not None:
                 y = y + self.bias
-            return y.to(out)
+            return y.to(stored)
+
+    def _stored(self, x: Tensor) -> torch.dtype:
+        """The dtype of encoded operands and output: autocast's where torch would cast both x and the weight, which are
+        real and not float64, else theirs; raises UsageError where these differ."""
+        held = self.encoded if self.encoded is not None else self.weight
+        assert held is not None
+        narrow = all(kind.is_floating_point and kind != torch.float64 for kind in (x.dtype, held.dtype))
+        if narrow and torch.is_autocast_enabled(x.device.type):
+            return torch.get_autocast_dtype(x.device.type)
+        if x.dtype != held.dtype:
+            way = ", or use torch.autocast" if narrow else ""
+            raise UsageError(f"x is {x.dtype}, the layer {held.dtype}: convert one{way}")
+        return held.dtype
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
