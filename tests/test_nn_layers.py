@@ -106,6 +106,20 @@ def test_an_exact_layer_is_the_dense_one_at_any_size(
     assert gap <= tolerance(linear, x, linear.weight.detach(), scheme, name)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("inner", "cols"), [(0, 3), (3, 0), (0, 0)])
+@pytest.mark.parametrize("batch", [(), (2, 5), (0, 5)])
+def test_without_features_there_is_the_bias_alone(batch: tuple[int, ...], inner: int, cols: int, mode: str) -> None:
+    linear = nn.Linear(inner, cols)
+    layer = STLLinear.from_linear(linear, STRASSEN, weight=mode)
+    x = inputs(*batch, inner, dtype=torch.float32).requires_grad_()
+    assert torch.equal(layer(x), linear(x))
+    layer(x).sum().backward()
+    assert x.grad is not None
+    assert torch.equal(layer.to_dense()(x), linear(x))
+
+
 @pytest.mark.parametrize("per_row", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_reach_everything(mode: str, per_row: bool) -> None:

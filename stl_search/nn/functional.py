@@ -86,6 +86,6 @@ def stl_product(x: Tensor, b_hat: Tensor, u: Tensor, w: Tensor, cols: int, store
     stored = stored or x.dtype
     wide = torch.promote_types(torch.promote_types(stored, torch.float32), x.dtype)
     a_hat = encode_lhs(x, u.to(wide), stored)
-    r, *batch, down, across = a_hat.shape
-    p = torch.bmm(a_hat.reshape(r, -1, across), b_hat.to(stored))
+    r, *batch, down, _ = a_hat.shape
+    p = torch.bmm(a_hat.flatten(1, -2), b_hat.to(stored))
     return decode(p.reshape(r, *batch, down, p.shape[-1]), w.to(wide), x.shape[-2], cols)
