@@ -256,6 +256,56 @@ def test_a_nested_model_is_converted_in_place_and_back(mode: str, sharing: str) 
     m.load_state_dict(twin.state_dict())
 
 
+@pytest.mark.parametrize("mode", ["dense", "encoded"])
+def test_hooks_of_every_kind_are_kept_both_ways_and_can_be_removed(mode: str) -> None:
+    m = model()
+    layer, x = m[1], inputs(5, 8)
+    called: list[str] = []
+
+    def note(kind: str) -> Any:
+        return lambda *_: called.append(kind)  # None: changes nothing
+
+    handles = [
+        getattr(layer, f"register_{kind}")(note(kind))
+        for kind in (
+            "forward_pre_hook",
+            "forward_hook",
+            "full_backward_pre_hook",
+            "full_backward_hook",
+            "state_dict_pre_hook",
+            "state_dict_post_hook",
+            "load_state_dict_pre_hook",
+            "load_state_dict_post_hook",
+        )
+    ]
+
+    def calls() -> list[str]:
+        called.clear()
+        m(x).sum().backward()
+        m.load_state_dict(m.state_dict())
+        return list(called)
+
+    want = calls()
+    assert len(want) == len(handles)
+    convert_(m, Config(STRASSEN, weight=mode))
+    assert calls() == want
+    layer.freeze()
+    with torch.no_grad():
+        state = {
+            name: 2 * p if name.split(".")[-1] in ("weight", "encoded") else p for name, p in m.state_dict().items()
+        }
+    before = layer(inputs(5, 12)).detach()
+    m.load_state_dict(state)
+    torch.testing.assert_close(layer(inputs(5, 12)), 2 * before)  # the layer's own hook: no stale encoding
+    layer.thaw()
+    unconvert_(m)
+    assert calls() == want
+    convert_(m, Config(STRASSEN, weight=mode))
+    for handle in handles:
+        handle.remove()
+    assert calls() == []
+
+
 def test_encoders_given_are_copied_for_each_layer_unless_shared() -> None:
     given = Encoders.of(ROUGH, dtype=torch.float64)
     kept = given.w.detach().clone()

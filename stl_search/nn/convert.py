@@ -16,13 +16,14 @@ from stl_search.errors import UsageError
 from stl_search.kernels.plan import Plan
 from stl_search.nn import calibrate
 from stl_search.nn.calibrate import Seen
-from stl_search.nn.layers import DEFAULT_ENCODER, Encoders, STLConv2d, STLLayer, STLLinear
+from stl_search.nn.layers import DEFAULT_ENCODER, Encoders, STLConv2d, STLLayer, STLLinear, encode_again
 from stl_search.runtime.dispatch import request_of
 from stl_search.scheme import Scheme
 
 __all__ = ["CANDIDATES", "Config", "Report", "Row", "Survey", "convert_", "survey", "unconvert_"]
 
 Tensor = torch.Tensor
+_HOOKS = frozenset(key for key in vars(nn.Module()) if "_hook" in key)  # all that torch keeps of a module's hooks
 _STRASSEN = "catalog:best?shape=2,2,2&rank=7&ring=ZT"
 MODERATE = 0.2  # the candidate of about this error tells how much the output feels a layer: nearly linear there
 CANDIDATES: tuple[Any, ...] = (_STRASSEN, *((_STRASSEN, width) for width in (3, 4, 6, 8, 12)))
@@ -287,12 +288,11 @@ def _chosen(
 
 def _become(module: nn.Module, new: nn.Module) -> None:
     """``module`` turns into ``new`` without losing its identity, its hooks or its place in anything that holds it."""
-    hooks = {
-        key: value
-        for key, value in module.__dict__.items()
-        if key.endswith("_hooks") or "_hooks_" in key
-        if "state_dict" not in key
-    }
+    hooks = {key: value for key, value in module.__dict__.items() if key in _HOOKS}
+    after = hooks["_load_state_dict_post_hooks"]  # changed in place: handles that remove a hook refer to this dict
+    for key in [key for key, hook in after.items() if hook is encode_again]:
+        del after[key]
+    after.update(new._load_state_dict_post_hooks)
     new.training = module.training
     module.__class__ = new.__class__
     module.__dict__ = {**new.__dict__, **hooks}

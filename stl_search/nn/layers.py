@@ -154,7 +154,7 @@ class STLLayer(nn.Module):
         self.register_parameter("bias", bias)
         self.register_buffer("frozen", None, persistent=False)
         self._thawed: tuple[str, ...] = ()
-        self.register_load_state_dict_post_hook(_encode_again)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(encode_again)  # type: ignore[no-untyped-call]
         if mode == "encoded":
             self.encode_()
 
@@ -338,7 +338,7 @@ class STLLayer(nn.Module):
         return f"weight={held}, bias={self.bias is not None}"
 
 
-def _encode_again(layer: STLLayer, incompatible: Any) -> None:
+def encode_again(layer: STLLayer, incompatible: Any) -> None:
     """After loading: what ``freeze`` kept belongs to the weight that was there before."""
     if layer.frozen is not None:
         layer.frozen = None
