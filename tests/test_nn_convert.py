@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import stl_search as stl
 from stl_search import score, transform
@@ -360,6 +361,34 @@ def test_what_is_skipped_filtered_or_not_ours_stays() -> None:
     again = convert_(m, Config(STRASSEN))  # tied weights may stay dense; what is converted already stays
     assert [row.name for row in again.rows] == ["a.0.0", "a.1", "tied"]
     assert m["table"].weight is m["tied"].weight
+
+
+WORKED_OUT = [
+    (nn.utils.weight_norm, "weight"),
+    (nn.utils.spectral_norm, "weight"),
+    (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), "weight"),
+    (parametrizations.weight_norm, "weight"),
+    (parametrizations.spectral_norm, "weight"),
+    (lambda layer: prune.l1_unstructured(layer, "bias", 0.5), "bias"),
+    (lambda layer: parametrize.register_parametrization(layer, "bias", nn.Tanh()), "bias"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize(("derive", "name"), WORKED_OUT)
+@pytest.mark.parametrize("conv", [False, True])
+def test_layers_whose_tensors_are_worked_out_from_others_are_left(derive: Any, name: str, conv: bool) -> None:
+    m = nn.Sequential(nn.Conv2d(3, 4, 3) if conv else nn.Linear(8, 8), nn.Linear(8, 8))
+    derive(m[0])
+    kind, keys = type(m[0]), set(m.state_dict())
+    report = convert_(m, Config(STRASSEN))
+    assert [row.name for row in report.rows] == ["1"]
+    assert f"its {name} is worked out" in report.left["0"] or "a Parametrized" in report.left["0"]
+    assert type(m[0]) is kind
+    assert keys == {key for key in m.state_dict() if "encoders" not in key}
+    with pytest.raises(UsageError, match=f"^a {kind.__name__} cannot become an STL layer: its {name} is") as error:
+        STLConv2d.from_conv(m[0], STRASSEN) if conv else STLLinear.from_linear(m[0], STRASSEN)
+    assert "\n" not in str(error.value)
 
 
 def test_fused_transformer_kernels_do_not_go_round_it() -> None:

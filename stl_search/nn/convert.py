@@ -16,7 +16,7 @@ from stl_search.errors import UsageError
 from stl_search.kernels.plan import Plan
 from stl_search.nn import calibrate
 from stl_search.nn.calibrate import Seen
-from stl_search.nn.layers import DEFAULT_ENCODER, Encoders, STLConv2d, STLLayer, STLLinear, encode_again
+from stl_search.nn.layers import DEFAULT_ENCODER, Encoders, STLConv2d, STLLayer, STLLinear, derived, encode_again
 from stl_search.runtime.dispatch import request_of
 from stl_search.scheme import Scheme
 
@@ -152,8 +152,9 @@ def convert_(
 
     Layers keep their identity, hooks and, where the weight stays dense, their Parameters. ``filter_fn(layer, name)``
     says which to convert, ``skip`` lists names, of layers or of parts of the model, to leave alone. Subclasses (such as
-    the projection inside nn.MultiheadAttention), grouped convolutions and, for encoded weights, weights that are tied
-    to others are left as they are, and the report says why. ``survey`` is what ``survey`` found for the same model,
+    the projection inside nn.MultiheadAttention), grouped convolutions, layers whose weight or bias is worked out from
+    other parameters (weight_norm, spectral_norm, pruning) and, for encoded weights, weights that are tied to others are
+    left as they are, and the report says why. ``survey`` is what ``survey`` found for the same model,
     layers, calibration and candidates. Raises UsageError for unknown names in ``skip``, and what loading the encoders
     raises; the model is then unchanged.
 
@@ -277,6 +278,8 @@ def _chosen(
             left[name] = f"a {type(module).__name__}: its owner may use the weight directly"
         elif isinstance(module, nn.Conv2d) and module.groups != 1:
             left[name] = f"a convolution in {module.groups} groups"
+        elif reason := derived(module, "weight", "bias"):
+            left[name] = reason
         elif encoded and owners.get(id(module.weight), 0) > 1:
             left[name] = "its weight is tied to another's"
         elif filter_fn is not None and not filter_fn(module, name):

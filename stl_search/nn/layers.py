@@ -139,9 +139,13 @@ class STLLayer(nn.Module):
     bias: nn.Parameter | None
     frozen: Tensor | None
 
-    def _fill(self, encoder: Any, weight: Any, bias: Any, mode: str, per_row: bool) -> None:
+    def _fill(self, encoder: Any, dense: nn.Linear | nn.Conv2d, mode: str, per_row: bool) -> None:
         if mode not in ("dense", "encoded"):
             raise UsageError(f'weight is {mode!r:.40}, must be "dense" or "encoded"')
+        if reason := derived(dense, "weight", "bias"):
+            raise UsageError(f"a {type(dense).__name__} cannot become an STL layer: {reason}; undo that first")
+        weight: Any = dense.weight
+        bias: Any = dense.bias
         made = encoder if isinstance(encoder, Encoders) else Encoders.of(encoder, weight.device, weight.dtype)
         inner = math.ceil(self.inner / made.shape[1])
         if per_row and made.rows is None:
@@ -338,6 +342,12 @@ class STLLayer(nn.Module):
         return f"weight={held}, bias={self.bias is not None}"
 
 
+def derived(layer: nn.Module, *names: str) -> str | None:
+    """Why these tensors of a layer cannot be handed on: the first that is no Parameter of its own; None if all are."""
+    made = next((name for name in names if name not in layer._parameters), None)
+    return made and f"its {made} is worked out from other parameters (parametrized, normalised or pruned)"
+
+
 def encode_again(layer: STLLayer, incompatible: Any) -> None:
     """After loading: what ``freeze`` kept belongs to the weight that was there before."""
     if layer.frozen is not None:
@@ -401,7 +411,7 @@ class STLLinear(STLLayer):
 
     def _take(self, dense: nn.Linear, encoder: Any, mode: str, per_row: bool) -> None:
         self.in_features, self.out_features = dense.in_features, dense.out_features
-        self._fill(encoder, dense.weight, dense.bias, mode, per_row)
+        self._fill(encoder, dense, mode, per_row)
 
     @property
     def inner(self) -> int:
@@ -507,7 +517,7 @@ class STLConv2d(STLLayer):
         self.kernel_size, self.stride, self.padding = dense.kernel_size, dense.stride, dense.padding
         self.dilation: tuple[int, ...] = dense.dilation
         self.edges = edges(dense)
-        self._fill(encoder, dense.weight, dense.bias, mode, per_row)
+        self._fill(encoder, dense, mode, per_row)
 
     @property
     def inner(self) -> int:
