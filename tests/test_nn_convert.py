@@ -391,6 +391,26 @@ def test_layers_whose_tensors_are_worked_out_from_others_are_left(derive: Any, n
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize(("derive", "name"), [*WORKED_OUT, (parametrizations.weight_norm, "encoded")])
+def test_an_stl_layer_with_such_tensors_is_neither_encoded_nor_made_dense(derive: Any, name: str) -> None:
+    m = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    convert_(m, Config(STRASSEN, weight="encoded" if name == "encoded" else "dense"))
+    derive(m[1], name) if name == "encoded" else derive(m[1])
+    m[1].freeze()
+    kinds, state = [type(part) for part in m], copy.deepcopy(m.state_dict())
+    calls = [(lambda: unconvert_(m), "1: a "), (m[1].to_dense, "a ")]
+    for call, start in calls if name != "weight" else [*calls, (m[1].encode_, "a ")]:
+        with pytest.raises(UsageError, match=rf"^{start}\S+ cannot .*: its {name} is worked out") as error:
+            call()
+        assert "\n" not in str(error.value)
+        assert kinds == [type(part) for part in m]
+        assert m[1].encoded is None or name == "encoded"
+        assert state.keys() == m.state_dict().keys()
+        assert all(torch.equal(state[key], value) for key, value in m.state_dict().items())
+        assert not any(p.requires_grad for p in m[1].parameters())  # frozen still
+
+
 def test_fused_transformer_kernels_do_not_go_round_it() -> None:
     block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
     x = inputs(2, 5, 8).float()

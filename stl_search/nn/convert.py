@@ -236,8 +236,8 @@ def _surveyed(model: nn.Module, config: Config, layers: dict[str, nn.Module]) ->
 def unconvert_(model: nn.Module) -> list[str]:
     """Every STL layer of ``model`` becomes the nn.Linear or nn.Conv2d that does the same, in place; gives their names.
 
-    Raises UsageError, and changes nothing, where one has no dense counterpart: approximate encoders, or an encoded
-    weight that training has taken away from any dense one's encoding.
+    Raises UsageError, and changes nothing, where one has no dense counterpart: approximate encoders, an encoded
+    weight that training has taken away from any dense one's encoding, or a weight or bias that is parametrized.
     """
     found = {name: m for name, m in model.named_modules() if isinstance(m, STLLayer)}
     dense: dict[str, nn.Module] = {}

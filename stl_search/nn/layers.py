@@ -142,8 +142,7 @@ class STLLayer(nn.Module):
     def _fill(self, encoder: Any, dense: nn.Linear | nn.Conv2d, mode: str, per_row: bool) -> None:
         if mode not in ("dense", "encoded"):
             raise UsageError(f'weight is {mode!r:.40}, must be "dense" or "encoded"')
-        if reason := derived(dense, "weight", "bias"):
-            raise UsageError(f"a {type(dense).__name__} cannot become an STL layer: {reason}; undo that first")
+        _demand_own(dense, "become an STL layer", "weight", "bias")
         weight: Any = dense.weight
         bias: Any = dense.bias
         made = encoder if isinstance(encoder, Encoders) else Encoders.of(encoder, weight.device, weight.dtype)
@@ -202,9 +201,13 @@ class STLLayer(nn.Module):
     @torch.no_grad()
     def encode_(self) -> None:
         """From now on the encoded weight is what is held and trained; the dense one is given up. Explicit, no way back
-        but ``dense_weight``, for exact encoders."""
+        but ``dense_weight``, for exact encoders.
+
+        Raises UsageError, and changes nothing, for a weight that is worked out from other parameters.
+        """
         if self.encoded is not None:
             return
+        _demand_own(self, "be encoded", "weight")
         assert self.weight is not None
         self.thaw()
         b_hat = self.encoded_weight().to(self.weight.dtype)
@@ -237,7 +240,10 @@ class STLLayer(nn.Module):
         return b.T.reshape(self._weight_shape()).to(self.encoded.dtype)
 
     def to_dense(self) -> nn.Module:
-        """The dense layer that does the same; raises UsageError where there is none, see ``dense_weight``."""
+        """The dense layer that does the same.
+
+        Raises UsageError where there is none, see ``dense_weight``, and for a parametrized weight or bias.
+        """
         raise NotImplementedError
 
     def _exactness(self) -> float:
@@ -348,6 +354,12 @@ def derived(layer: nn.Module, *names: str) -> str | None:
     return made and f"its {made} is worked out from other parameters (parametrized, normalised or pruned)"
 
 
+def _demand_own(layer: nn.Module, aim: str, *names: str) -> None:
+    """Raises UsageError, before anything is changed, where ``derived`` has a reason."""
+    if reason := derived(layer, *names):
+        raise UsageError(f"a {type(layer).__name__} cannot {aim}: {reason}; undo that first")
+
+
 def encode_again(layer: STLLayer, incompatible: Any) -> None:
     """After loading: what ``freeze`` kept belongs to the weight that was there before."""
     if layer.frozen is not None:
@@ -439,6 +451,7 @@ class STLLinear(STLLayer):
 
 
 def _dense(shell: L, layer: STLLayer) -> L:
+    _demand_own(layer, "become dense", "weight", "encoded", "bias")
     weight = layer.dense_weight()
     held = layer.weight
     shell.weight = held if held is not None else nn.Parameter(weight)
