@@ -483,6 +483,31 @@ def test_sensitivity_is_the_gain_of_what_follows() -> None:
     assert stl.nn.survey(m, Config(budget=1.0, candidates=(), calibrate=run)).sensitivities == {"0": 0.0, "1": 0.0}
 
 
+class ByName(nn.Module):
+    """Calls its layers, a convolution and a linear one, by the name of their argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.linear = nn.Conv2d(2, 4, 3, dtype=torch.float64), nn.Linear(4, 4, dtype=torch.float64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.linear(input=self.conv(input=x).mT.flatten(-2).mT)
+        return y
+
+
+def test_layers_called_by_the_name_of_their_argument_are_calibrated_and_converted() -> None:
+    m, x = ByName(), inputs(8, 2, 6, 5)
+    want = m(x).detach()
+    survey = stl.nn.survey(m, Config(budget=1.0, candidates=((CLASSICAL, 3),), calibrate=lambda part: part(x)))
+    assert {name: s.rows for name, s in survey.seen.items()} == {"conv": 8 * 4 * 3, "linear": 8 * 4 * 3}
+    assert all(s > 0 for s in survey.sensitivities.values())
+    convert_(m, Config(STRASSEN, calibrate=lambda part: part(x)))
+    assert isinstance(m.conv, STLConv2d)
+    assert isinstance(m.linear, STLLinear)
+    torch.testing.assert_close(m(x), want)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

@@ -331,7 +331,12 @@ def _watch(
 ) -> tuple[dict[str, Seen], Tensor]:
     """What enters each layer while the model runs on calibration data, and what comes out in the end."""
     seen = {name: Seen(layer, layer.weight[0].numel()) for name, layer in layers.items()}  # type: ignore[index]
-    handles = [layers[name].register_forward_pre_hook(lambda _, args, s=s: s.add(args[0])) for name, s in seen.items()]
+    handles = [
+        layers[name].register_forward_pre_hook(
+            lambda _, args, named, s=s: s.add(args[0] if args else named["input"]), with_kwargs=True
+        )
+        for name, s in seen.items()
+    ]
     try:
         return seen, _run(model, run)
     finally:
@@ -354,7 +359,7 @@ def _sensitivity(
 
     Noise instead of a real candidate misleads: averages over many rows cancel it, and no approximation's error.
     """
-    handle = layer.register_forward_hook(lambda _, args, y: new(args[0]))
+    handle = layer.register_forward_hook(lambda _, args, named, y: new(*args, **named), with_kwargs=True)
     try:
         changed = _run(model, run)
     finally:

@@ -435,11 +435,11 @@ class STLLinear(STLLayer):
         """out_features."""
         return self.out_features
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in_features) -> (..., out_features)."""
-        if x.shape[-1:] != (self.in_features,):
-            raise UsageError(f"x has shape {tuple(x.shape)}, its last dimension must be {self.in_features}")
-        return self._multiply(x) if x.ndim > 1 else self._multiply(x[None])[0]
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (..., in_features) -> (..., out_features)."""
+        if input.shape[-1:] != (self.in_features,):
+            raise UsageError(f"x has shape {tuple(input.shape)}, its last dimension must be {self.in_features}")
+        return self._multiply(input) if input.ndim > 1 else self._multiply(input[None])[0]
 
     def to_dense(self) -> nn.Linear:
         """The nn.Linear that does the same; raises UsageError where there is none, see ``dense_weight``."""
@@ -545,8 +545,9 @@ class STLConv2d(STLLayer):
     def _weight_shape(self) -> tuple[int, ...]:
         return (self.out_channels, self.in_channels, *self.kernel_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in_channels, H, W) -> (..., out_channels, H', W')."""
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (..., in_channels, H, W) -> (..., out_channels, H', W')."""
+        x = input
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
             raise UsageError(f"x has shape {tuple(x.shape)}, must be (batch, {self.in_channels}, H, W)")
         rows = windows(self, x)
