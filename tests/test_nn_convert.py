@@ -307,6 +307,22 @@ def test_hooks_of_every_kind_are_kept_both_ways_and_can_be_removed(mode: str) ->
     assert calls() == []
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("mode", ["dense", "encoded"])
+@pytest.mark.parametrize("learnable", [False, True])
+def test_what_is_learnable_is_so_again_after_the_way_back(learnable: bool, mode: str, frozen: bool) -> None:
+    m = model()
+    m[1].weight.requires_grad_(learnable)
+    m[0][0].bias.requires_grad_(learnable)
+    want = {name: p.requires_grad for name, p in m.named_parameters()}
+    convert_(m, Config(STRASSEN, weight=mode))
+    if frozen:
+        m[0][0].freeze()
+        m[1].freeze()
+    unconvert_(m)
+    assert {name: p.requires_grad for name, p in m.named_parameters()} == want
+
+
 def test_encoders_given_are_copied_for_each_layer_unless_shared() -> None:
     given = Encoders.of(ROUGH, dtype=torch.float64)
     kept = given.w.detach().clone()

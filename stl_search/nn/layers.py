@@ -453,8 +453,8 @@ class STLLinear(STLLayer):
 def _dense(shell: L, layer: STLLayer) -> L:
     _demand_own(layer, "become dense", "weight", "encoded", "bias")
     weight = layer.dense_weight()
-    held = layer.weight
-    shell.weight = held if held is not None else nn.Parameter(weight)
+    learnable = "encoded" in layer._thawed or (layer.encoded is not None and layer.encoded.requires_grad)
+    shell.weight = layer.weight if layer.weight is not None else nn.Parameter(weight, requires_grad=learnable)
     shell.register_parameter("bias", layer.bias)
     shell.train(layer.training)
     return shell
