@@ -528,6 +528,7 @@ def test_layers_called_by_the_name_of_their_argument_are_calibrated_and_converte
     ("call", "words"),
     [
         (lambda: convert_(model(), skip=["nowhere"]), "skip names 'nowhere'"),
+        (lambda: convert_(model().to("meta"), Config(STRASSEN)), "0.0 is on the meta device"),
         (lambda: Config(sharing="all"), "sharing is 'all'"),
         (lambda: Config(weight="thin"), "weight is 'thin'"),
         (lambda: Config(budget=1.5), "budget is 1.5"),

@@ -320,6 +320,13 @@ def test_they_compile_in_one_graph() -> None:
     assert layer.encoders.u.grad is not None
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_shapes_and_dtypes_are_known_on_the_meta_device(mode: str) -> None:
+    layer = STLLinear(5, 6, encoder=STRASSEN, weight=mode, device="meta", dtype=torch.bfloat16)
+    y = layer(torch.empty(2, 3, 5, device="meta", dtype=torch.bfloat16))
+    assert (y.shape, y.dtype, y.device.type) == ((2, 3, 6), torch.bfloat16, "meta")
+
+
 def test_sequences_of_a_batch_do_not_mix_and_runs_repeat() -> None:
     layer = STLLinear(6, 4, encoder=ROUGH)
     x = inputs(3, 5, 6, dtype=torch.float32)

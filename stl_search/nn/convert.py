@@ -154,9 +154,9 @@ def convert_(
     says which to convert, ``skip`` lists names, of layers or of parts of the model, to leave alone. Subclasses (such as
     the projection inside nn.MultiheadAttention), grouped convolutions, layers whose weight or bias is worked out from
     other parameters (weight_norm, spectral_norm, pruning) and, for encoded weights, weights that are tied to others are
-    left as they are, and the report says why. ``survey`` is what ``survey`` found for the same model,
-    layers, calibration and candidates. Raises UsageError for unknown names in ``skip``, and what loading the encoders
-    raises; the model is then unchanged.
+    left as they are, and the report says why. ``survey`` is what ``survey`` found for the same model, layers,
+    calibration and candidates. Raises UsageError for unknown names in ``skip`` and for layers on the "meta" device, and
+    what loading the encoders raises; the model is then unchanged.
 
     >>> from stl_search.scheme import Scheme
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -284,6 +284,9 @@ def _chosen(
             left[name] = "its weight is tied to another's"
         elif filter_fn is not None and not filter_fn(module, name):
             left[name] = "filtered out"
+        elif module.weight.is_meta:
+            where = f"{name or 'the model'} is on the meta device, where encoders have no values"
+            raise UsageError(f"{where}: load its weight first, or skip it")
         else:
             layers[name] = module
     return layers, left

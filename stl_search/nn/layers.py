@@ -302,7 +302,7 @@ class STLLayer(nn.Module):
         held = self.encoded if self.encoded is not None else self.weight
         assert held is not None
         narrow = all(kind.is_floating_point and kind != torch.float64 for kind in (x.dtype, held.dtype))
-        if narrow and torch.is_autocast_enabled(x.device.type):
+        if narrow and _autocasts(x.device):
             return torch.get_autocast_dtype(x.device.type)
         if x.dtype != held.dtype:
             way = ", or use torch.autocast" if narrow else ""
@@ -370,7 +370,12 @@ def encode_again(layer: STLLayer, incompatible: Any) -> None:
 
 def _plain(device: torch.device) -> AbstractContextManager[Any]:
     """Sums run in the precision that they are given, whatever torch.autocast says around the layer."""
-    return torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
+    return torch.autocast(device.type, enabled=False) if _autocasts(device) else nullcontext()
+
+
+def _autocasts(device: torch.device) -> bool:
+    """Whether torch.autocast is on for this device; some, such as "meta", know none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 class STLLinear(STLLayer):
