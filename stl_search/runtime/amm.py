@@ -89,6 +89,8 @@ def amm(
 
     Inside torch.compile the call is one operator, whose graph serves all sizes: encoders and encoded operands may be
     anything, and an open selector chooses when the product runs. There, ``check`` and ``randomize`` have no gradients.
+    Under a transform of ``torch.func``, in forward-mode differentiation and for tensors without data (FakeTensorMode)
+    products are made of plain torch operations, which these can follow, and not by the kernels.
 
     Raises UsageError in one sentence for operands that do not go together, and what loading ``encoder`` raises.
 
