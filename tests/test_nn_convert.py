@@ -592,6 +592,27 @@ def test_a_narrow_model_keeps_its_dtype_and_is_fitted_as_a_wide_one(dtype: torch
     assert errors[0] <= errors[1] + 16 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder": ROUGH, "sharing": "row"},
+        {"encoder": ROUGH, "weight": "encoded"},
+        {"encoder": (STRASSEN, 4)},
+        {"budget": 0.9, "candidates": ((CLASSICAL, 12), (CLASSICAL, 8))},
+    ],
+)
+def test_another_default_device_changes_nothing(options: Any) -> None:
+    dense, x = model(), structured(600, 8).reshape(60, 10, 8) / 8
+    config = Config(**options, calibrate=lambda part: part(x))
+    want, mine = copy.deepcopy(dense), copy.deepcopy(dense)
+    convert_(want, config)
+    with torch.device("meta"):
+        report = convert_(mine, config)
+    assert {p.device.type for p in mine.parameters()} == {"cpu"}
+    assert all(math.isfinite(row.measured) for row in report.rows)
+    torch.testing.assert_close(mine(x), want(x))
+
+
 def test_sensitivities_of_a_narrow_model_do_not_overflow() -> None:
     """Each output fits float16, the norm of all of them does not."""
     dense = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)).half()

@@ -171,6 +171,15 @@ def test_random_encoders_keep_the_variance_of_a_dense_layer() -> None:
     assert abs(sum(ratios) / 40 - 1) < 5 * math.sqrt(2 * (1 / 6 + 1 / 12 + 1 / 8) / 30 / 40) + 0.05
 
 
+def test_random_encoders_are_drawn_alike_under_another_default_device() -> None:
+    want = Encoders.random((2, 3, 4), 9, torch.Generator().manual_seed(1))
+    with torch.device("meta"):
+        mine = Encoders.random((2, 3, 4), 9, torch.Generator().manual_seed(1), device="cpu")
+        assert Encoders.random((2, 3, 4), 9, torch.Generator()).u.is_meta
+    for name, factor in want.named_parameters():
+        assert torch.equal(factor, mine.get_parameter(name))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_state_dicts_go_round(mode: str) -> None:
     layer = STLLinear(5, 6, encoder=ROUGH, weight=mode)

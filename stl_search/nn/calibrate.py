@@ -38,8 +38,8 @@ class Seen:
         self.layer = layer
         self.rows = 0
         self.count = 0
-        self.sum = torch.zeros(size, dtype=torch.float64)
-        self.products = torch.zeros(size, size, dtype=torch.float64)  # of rows less ``shift``, near their mean
+        self.sum = torch.zeros(size, dtype=torch.float64, device="cpu")
+        self.products = self.sum.new_zeros(size, size)  # of rows less ``shift``, near their mean
         self.shift: Tensor | None = None
         self._fit: list[Tensor] = []
         self._held: list[Tensor] = []
@@ -146,25 +146,27 @@ def fit_directions(scheme: Scheme, width: int, seen: Seen, b: Tensor) -> tuple[E
         raise UsageError(f"tiles {width} features wide cannot serve a scheme with k = {k}: width must be at least k")
     size, cols = b.shape
     count = -(-size // width)
-    c = torch.zeros(count * width, count * width, dtype=torch.float64)
-    c[:size, :size] = seen.covariance
-    full = torch.zeros(count * width, cols, dtype=torch.float64)
+    covariance = seen.covariance
+    c = covariance.new_zeros(count * width, count * width)
+    c[:size, :size] = covariance
+    full = c.new_zeros(count * width, cols)
     full[:size] = b.detach().double().cpu()
-    tile = torch.arange(count)
+    tile = torch.arange(count, device=c.device)
     blocks = c.reshape(count, width, count, width)[tile, :, tile]
     level = blocks.diagonal(dim1=1, dim2=2).mean().clamp_min(torch.finfo(torch.float64).tiny)
-    root = torch.linalg.cholesky(blocks + 1e-9 * level * torch.eye(width, dtype=c.dtype))
+    root = torch.linalg.cholesky(blocks + 1e-9 * level * torch.eye(width, dtype=c.dtype, device=c.device))
     rows = root.mT @ full.reshape(count, width, cols)
     top = torch.linalg.eigh(rows @ rows.mT)[1].flip(-1)[..., :k].mT  # (J, k, width), orthonormal rows
     reduce = torch.linalg.solve_triangular(root, top, upper=False, left=False)  # z = reduce x: uncorrelated in a tile
     expand = top @ root.mT  # x is about expand^T z
     cross = torch.einsum("jab,jbc->jac", reduce, c.reshape(count, width, -1)).reshape(count * k, -1)  # E z x^T
     gram = torch.einsum("jab,ijb->ija", reduce, cross.reshape(-1, count, width)).reshape(count * k, count * k)
-    fitted = torch.linalg.solve(gram + RIDGE * torch.eye(count * k, dtype=c.dtype), cross @ full)  # (J k, N)
+    unit = torch.eye(count * k, dtype=c.dtype, device=c.device)
+    fitted = torch.linalg.solve(gram + RIDGE * unit, cross @ full)  # (J k, N)
     kept = 2 * (fitted * (cross @ full)).sum() - (fitted * (gram @ fitted)).sum()
     total = (full * (c @ full)).sum()
     error = math.sqrt(max(float(1 - kept / total), 0.0)) if total > 0 else 0.0
-    u, v, w = (torch.tensor(np.asarray(f)) for f in scheme.as_float())
+    u, v, w = (torch.tensor(np.asarray(f), device=c.device) for f in scheme.as_float())
     made = Encoders(torch.einsum("qab,jbc->jqac", u, reduce), torch.einsum("qbn,jbc->jqcn", v, expand), w)
     return made.to(b.device, b.dtype), functional.encode_rhs(fitted, v).to(b.device, b.dtype), error
 
@@ -216,7 +218,7 @@ def refit(
 
 def _averages_first(size: int) -> Tensor:
     """An orthonormal basis of R^size, (size, size), whose first row is constant."""
-    basis = torch.eye(size, dtype=torch.float64)
+    basis = torch.eye(size, dtype=torch.float64, device="cpu")
     basis[:, 0] = 1.0
     q: Tensor = torch.linalg.qr(basis)[0]
     return q.mT

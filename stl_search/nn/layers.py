@@ -73,14 +73,19 @@ class Encoders(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> Encoders:
-        """Independent normal factors for <m,k,n>, scaled so that outputs have the variance of a dense layer's."""
+        """Independent normal factors for <m,k,n>, scaled so that outputs have the variance of a dense layer's.
+
+        They are drawn on the generator's device, without one by the CPU's own, so that the same seed gives the same.
+        """
         m, k, n = shape
         kind = dtype or torch.get_default_dtype()
+        drawn = generator.device if generator is not None else "cpu"
+        place = device if device is not None else torch.get_default_device()
         scales = (1 / math.sqrt(m * k), 1 / math.sqrt(k * n), math.sqrt(k / max(rank, 1)))
         sides = ((m, k), (k, n), (m, n))
         return cls(
             *(
-                (torch.randn((rank, *side), generator=generator, dtype=kind) * scale).to(device)
+                (torch.randn((rank, *side), generator=generator, device=drawn, dtype=kind) * scale).to(place)
                 for side, scale in zip(sides, scales, strict=True)
             )
         )
