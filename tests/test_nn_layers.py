@@ -23,6 +23,7 @@ from stl_search.testing import STRASSEN
 
 RECTANGULAR = transform.sum_k(transform.sum_n(STRASSEN, STRASSEN), transform.classical((2, 1, 4)))  # <2,3,4>, rank 22
 ROUGH = Scheme((2, 3, 4), "R", *(f[:9] for f in RECTANGULAR.as_float()))  # approximate, rectangular
+COMPLEX = Encoders(*(torch.tensor(f * 1j, dtype=torch.complex64) for f in STRASSEN.as_float()))
 MODES = ["dense", "encoded"]
 
 
@@ -379,6 +380,8 @@ def test_a_convolution_by_unfolding(settings: dict[str, Any], mode: str) -> None
         (lambda: STLLinear(4, 4, encoder="catalog:best"), "open selector"),
         (lambda: STLLinear(4, 4, encoder=STRASSEN, weight="sparse"), "weight is 'sparse'"),
         (lambda: STLLinear(4, 4, encoder=Encoders.of(STRASSEN).per_row(3)), "3 inner tiles, the layer has 2"),
+        (lambda: STLLinear(4, 4, encoder=COMPLEX), "complex encoders give complex results, the layer is torch.float32"),
+        (lambda: STLConv2d(4, 4, 3, encoder=COMPLEX, weight="encoded"), "complex encoders give complex results"),
         (lambda: Encoders.of(STRASSEN).per_row(2).per_row(2), "per block-row already"),
         (lambda: Encoders(*(torch.ones(s) for s in ((7, 2, 2), (7, 3, 2), (7, 2, 2)))), "are no encoders"),
         (lambda: STLLinear(4, 4, encoder=STRASSEN)(torch.ones(3, 5)), "its last dimension must be 4"),

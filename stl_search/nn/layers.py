@@ -151,6 +151,8 @@ class STLLayer(nn.Module):
         weight: Any = dense.weight
         bias: Any = dense.bias
         made = encoder if isinstance(encoder, Encoders) else Encoders.of(encoder, weight.device, weight.dtype)
+        if not weight.is_complex() and any(f.is_complex() for f in made.parameters()):
+            raise UsageError(f"complex encoders give complex results, the layer is {weight.dtype}: give real ones")
         inner = math.ceil(self.inner / made.shape[1])
         if per_row and made.rows is None:
             made = made.per_row(inner)
