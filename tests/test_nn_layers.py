@@ -211,6 +211,37 @@ def test_a_dense_checkpoint_loads_or_is_refused_never_lost(strict: bool) -> None
         nn.Sequential(STLLinear(5, 6, encoder=STRASSEN)).load_state_dict(model.state_dict(), strict=strict)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("assign", [True, False])
+@pytest.mark.parametrize("device", ["meta", "cpu"])
+def test_a_dense_checkpoint_is_refused_where_encoders_have_no_values(device: str, assign: bool, strict: bool) -> None:
+    linear, x = nn.Sequential(dense(5, 6, dtype=torch.float32)), inputs(3, 5, dtype=torch.float32)
+    model = nn.Sequential(STLLinear(5, 6, encoder=STRASSEN, device=device))
+    if device == "cpu" or not assign:
+        model.to_empty(device="cpu")
+    for again in (model, copy.deepcopy(model)):
+        with pytest.raises(RuntimeError, match=r"0\.encoders has no values .*: call load_state_dict on it first"):
+            again.load_state_dict(linear.state_dict(), strict=strict, assign=assign)
+        again[0].encoders.load_state_dict(Encoders.of(STRASSEN).state_dict(), assign=assign)
+        again.load_state_dict(linear.state_dict(), strict=strict, assign=assign)
+        torch.testing.assert_close(again(x), linear(x))
+
+
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_encoders_keep_their_values_through_conversions_of_dtype_and_device(mode: Any) -> None:
+    layer = STLLinear(5, 6, encoder=STRASSEN)
+    with mode():
+        for change in ("half", "double", "cpu", "share_memory"):
+            getattr(layer, change)()
+        layer.to(torch.bfloat16).to("cpu", torch.float64)
+    linear, x = dense(5, 6), inputs(3, 5)
+    layer.load_state_dict(linear.state_dict())
+    torch.testing.assert_close(layer(x), linear(x))
+    layer.to("meta")
+    with pytest.raises(RuntimeError, match="encoders has no values"):
+        layer.load_state_dict(linear.state_dict(), assign=True)
+
+
 def test_a_checkpoint_with_other_gaps_is_not_excused() -> None:
     layer = STLLinear(5, 6, encoder=STRASSEN)
     state = layer.state_dict()

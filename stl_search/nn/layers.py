@@ -49,6 +49,7 @@ class Encoders(nn.Module):
         ):
             raise UsageError(f"u {tuple(u.shape)}, v {tuple(v.shape)} and w {tuple(w.shape)} are no encoders")
         self.u, self.v, self.w = nn.Parameter(u), nn.Parameter(v), nn.Parameter(w)
+        self._empty = u.is_meta  # no values: made on the meta device or left by ``to_empty``, and not loaded since
 
     @classmethod
     def of(cls, encoder: Any, device: Any = None, dtype: torch.dtype | None = None) -> Encoders:
@@ -110,7 +111,9 @@ class Encoders(nn.Module):
         if self.rows is not None:
             raise UsageError("these encoders are per block-row already")
         u, v = (f.detach().expand(count, *f.shape).clone() for f in (self.u, self.v))
-        return Encoders(u, v, self.w.detach().clone())
+        made = Encoders(u, v, self.w.detach().clone())
+        made._empty = self._empty
+        return made
 
     @torch.no_grad()
     def schemes(self) -> list[Scheme]:
@@ -123,6 +126,22 @@ class Encoders(nn.Module):
     def expected_error(self) -> float:
         """E, see ``stl_search.score``, the mean over inner tiles: 0 where these encoders multiply exactly."""
         return float(np.mean([score.expected_error(s) for s in self.schemes()]))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Encoders:
+        """As in torch, noting whether the values were lost: what ``to_empty`` gives depends on none, for autograd."""
+        with torch.inference_mode(False), torch.enable_grad():
+            kept = fn(torch.empty(0, dtype=self.u.dtype, device=self.u.device, requires_grad=True)).requires_grad
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._empty = self._empty or not kept or self.u.is_meta
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """As in torch, noting whether all values were brought."""
+        error_msgs = rest[-1]
+        before = len(error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        if len(error_msgs) == before and all(prefix + name in state_dict for name in "uvw"):
+            self._empty = self.u.is_meta
 
     def extra_repr(self) -> str:
         """<m,k,n>, rank and how many."""
@@ -329,7 +348,7 @@ class STLLayer(nn.Module):
         error_msgs: list[str],
     ) -> None:
         """As in torch, but a dense layer's checkpoint fills a dense-weight layer, whose encoders then stay as they are;
-        and a weight of the other form is an error even where ``strict`` is False."""
+        encoders without values and a weight of the other form are errors even where ``strict`` is False."""
         mine, other = ("encoded", "weight") if self.encoded is not None else ("weight", "encoded")
         if prefix + other in state_dict and prefix + mine not in state_dict:
             way = (
@@ -343,8 +362,14 @@ class STLLayer(nn.Module):
             )
         names = [prefix + "encoders." + name for name in "uvw"]
         if prefix + "weight" in state_dict and not any(name in state_dict for name in names):
-            for name in names:  # a dense layer's checkpoint knows no encoders
-                state_dict[name] = self.encoders.get_parameter(name[-1]).detach()
+            if self.encoders._empty:
+                error_msgs.append(
+                    f"{prefix}encoders has no values (the meta device gives none, to_empty keeps none), the checkpoint "
+                    f"brings none: call load_state_dict on it first, with the state_dict() of Encoders.of a scheme"
+                )
+            else:
+                for name in names:  # a dense layer's checkpoint knows no encoders
+                    state_dict[name] = self.encoders.get_parameter(name[-1]).detach()
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
