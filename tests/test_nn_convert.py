@@ -307,6 +307,75 @@ def test_hooks_of_every_kind_are_kept_both_ways_and_can_be_removed(mode: str) ->
     assert calls() == []
 
 
+@pytest.mark.parametrize("mode", ["dense", "encoded"])
+@pytest.mark.parametrize("conv", [False, True])
+def test_what_else_was_put_on_a_layer_is_kept_both_ways(conv: bool, mode: str) -> None:
+    layer = nn.Conv2d(2, 4, 3) if conv else nn.Linear(8, 8)
+    layer.tag, layer.reset_parameters = {"stage": 1}, lambda: None
+    layer.scale = nn.Parameter(torch.ones(3))
+    layer.register_buffer("steps", torch.tensor(7))
+    layer.register_buffer("cache", torch.ones(2), persistent=False)
+    layer.adapter = nn.Sequential(nn.Linear(8, 2), nn.Linear(2, 8))
+    names, kept = set(vars(layer)), dict(layer.state_dict(keep_vars=True))
+    others = {name: getattr(layer, name) for name in ("tag", "reset_parameters", "scale", "steps", "cache", "adapter")}
+
+    def holds_them(changed: set[str]) -> None:
+        assert all(getattr(layer, name) is value for name, value in others.items())
+        now = layer.state_dict(keep_vars=True)
+        assert set(now) ^ set(kept) == changed
+        assert all(now[name] is value for name, value in kept.items() if name not in changed and name != "weight")
+
+    report = convert_(layer, Config(STRASSEN, weight=mode), skip=["adapter"])
+    assert [row.name for row in report.rows] == [""]
+    holds_them({f"encoders.{name}" for name in "uvw"} | ({"weight", "encoded"} if mode == "encoded" else set()))
+    layer.freeze()
+    layer.late = 1
+    unconvert_(layer)
+    holds_them(set())
+    assert set(vars(layer)) == names | {"late"}
+    convert_(layer, Config(STRASSEN, weight=mode), skip=["adapter"])
+    assert isinstance(layer, STLConv2d if conv else STLLinear)
+
+
+@pytest.mark.parametrize(
+    ("name", "put"),
+    [
+        ("forward", lambda layer: setattr(layer, "forward", lambda x: nn.Linear.forward(layer, x) + 1)),
+        ("frozen", lambda layer: setattr(layer, "frozen", True)),
+        ("inner", lambda layer: layer.register_buffer("inner", torch.ones(1))),
+        ("encoded", lambda layer: layer.register_parameter("encoded", nn.Parameter(torch.ones(1)))),
+        ("encoders", lambda layer: layer.add_module("encoders", nn.Identity())),
+    ],
+)
+def test_layers_with_names_of_their_own_that_stl_layers_need_are_left(name: str, put: Any) -> None:
+    m, x = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), torch.ones(2, 8)
+    put(m[0])
+    want = m(x)
+    report = convert_(m, Config(STRASSEN))
+    assert report.left == {"0": f"it has a {name} of its own, where an STL layer has another"}
+    assert type(m[0]) is nn.Linear
+    torch.testing.assert_close(m(x), want)
+
+
+class Louder(STLLinear):
+    """Not what it inherits."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(input)
+
+
+def test_an_stl_layer_with_a_forward_of_its_own_is_not_made_dense() -> None:
+    for kind in (STLLinear, Louder):
+        m = nn.Sequential(STLLinear(8, 8, encoder=STRASSEN), kind(8, 8, encoder=STRASSEN))
+        if kind is STLLinear:
+            m[1].forward = lambda x, layer=m[1]: 2 * STLLinear.forward(layer, x)
+        want = m(torch.ones(2, 8))
+        with pytest.raises(UsageError, match=r"^1: a \w+ with a forward of its own does what no dense layer does$"):
+            unconvert_(m)
+        assert [type(part) for part in m] == [STLLinear, kind]
+        assert torch.equal(m(torch.ones(2, 8)), want)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("mode", ["dense", "encoded"])
 @pytest.mark.parametrize("learnable", [False, True])
@@ -353,7 +422,8 @@ def test_the_model_itself_may_be_the_layer() -> None:
 
 def test_what_is_skipped_filtered_or_not_ours_stays() -> None:
     class Odd(nn.Linear):
-        pass
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(input)
 
     m = nn.ModuleDict(
         {

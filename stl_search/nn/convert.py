@@ -24,6 +24,9 @@ __all__ = ["CANDIDATES", "Config", "Report", "Row", "Survey", "convert_", "surve
 
 Tensor = torch.Tensor
 _HOOKS = frozenset(key for key in vars(nn.Module()) if "_hook" in key)  # all that torch keeps of a module's hooks
+_REGISTERED = ("_parameters", "_buffers", "_modules")  # where torch keeps what is no plain attribute
+_OURS = frozenset({"encoders", "encoded", "frozen", "edges", "_thawed"})  # what an STL layer holds and a dense one not
+_TAKEN = _OURS.union(vars(STLLayer), vars(STLLinear), vars(STLConv2d))  # names that a dense layer's owner may not use
 _STRASSEN = "catalog:best?shape=2,2,2&rank=7&ring=ZT"
 MODERATE = 0.2  # the candidate of about this error tells how much the output feels a layer: nearly linear there
 CANDIDATES: tuple[Any, ...] = (_STRASSEN, *((_STRASSEN, width) for width in (3, 4, 6, 8, 12)))
@@ -150,13 +153,14 @@ def convert_(
 ) -> Report:
     """The nn.Linear and nn.Conv2d layers of ``model`` become STL layers in place; also ``model`` itself if it is one.
 
-    Layers keep their identity, hooks and, where the weight stays dense, their Parameters. ``filter_fn(layer, name)``
-    says which to convert, ``skip`` lists names, of layers or of parts of the model, to leave alone. Subclasses (such as
-    the projection inside nn.MultiheadAttention), grouped convolutions, layers whose weight or bias is worked out from
-    other parameters (weight_norm, spectral_norm, pruning) and, for encoded weights, weights that are tied to others are
-    left as they are, and the report says why. ``survey`` is what ``survey`` found for the same model, layers,
-    calibration and candidates. Raises UsageError for unknown names in ``skip`` and for layers on the "meta" device, and
-    what loading the encoders raises; the model is then unchanged.
+    Layers keep their identity, hooks and, where the weight stays dense, their Parameters; attributes, buffers and
+    submodules that others put on them stay too. ``filter_fn(layer, name)`` says which to convert, ``skip`` lists names,
+    of layers or of parts of the model, to leave alone. Subclasses (such as the projection inside
+    nn.MultiheadAttention), grouped convolutions, layers with a ``forward`` of their own or another name that STL layers
+    need, layers whose weight or bias is worked out from other parameters (weight_norm, spectral_norm, pruning) and, for
+    encoded weights, weights that are tied to others are left as they are, and the report says why. ``survey`` is what
+    ``survey`` found for the same model, layers, calibration and candidates. Raises UsageError for unknown names in
+    ``skip`` and for layers on the "meta" device, and what loading the encoders raises; the model is then unchanged.
 
     >>> from stl_search.scheme import Scheme
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -236,8 +240,9 @@ def _surveyed(model: nn.Module, config: Config, layers: dict[str, nn.Module]) ->
 def unconvert_(model: nn.Module) -> list[str]:
     """Every STL layer of ``model`` becomes the nn.Linear or nn.Conv2d that does the same, in place; gives their names.
 
-    Raises UsageError, and changes nothing, where one has no dense counterpart: approximate encoders, an encoded
-    weight that training has taken away from any dense one's encoding, or a weight or bias that is parametrized.
+    What others put on them stays. Raises UsageError, and changes nothing, where one has no dense counterpart:
+    approximate encoders, an encoded weight that training has taken away from any dense one's encoding, a weight or
+    bias that is parametrized, or a ``forward`` of its own.
     """
     found = {name: m for name, m in model.named_modules() if isinstance(m, STLLayer)}
     dense: dict[str, nn.Module] = {}
@@ -278,6 +283,8 @@ def _chosen(
             left[name] = f"a {type(module).__name__}: its owner may use the weight directly"
         elif isinstance(module, nn.Conv2d) and module.groups != 1:
             left[name] = f"a convolution in {module.groups} groups"
+        elif clash := next((held for held in _held(module) if held in _TAKEN), None):
+            left[name] = f"it has a {clash} of its own, where an STL layer has another"
         elif reason := derived(module, "weight", "bias"):
             left[name] = reason
         elif encoded and owners.get(id(module.weight), 0) > 1:
@@ -292,16 +299,25 @@ def _chosen(
     return layers, left
 
 
+def _held(module: nn.Module) -> list[str]:
+    """The names of all that a module holds: plain attributes, parameters, buffers and submodules."""
+    return [name for part in (vars(module), *(vars(module)[key] for key in _REGISTERED)) for name in part]
+
+
 def _become(module: nn.Module, new: nn.Module) -> None:
-    """``module`` turns into ``new`` without losing its identity, its hooks or its place in anything that holds it."""
-    hooks = {key: value for key, value in module.__dict__.items() if key in _HOOKS}
-    after = hooks["_load_state_dict_post_hooks"]  # changed in place: handles that remove a hook refer to this dict
+    """``module`` turns into ``new`` without losing its identity, its hooks, what else others put on it or its place in
+    anything that holds it."""
+    old, made = vars(module), vars(new)
+    after = old["_load_state_dict_post_hooks"]  # changed in place: handles that remove a hook refer to this dict
     for key in [key for key, hook in after.items() if hook is encode_again]:
         del after[key]
-    after.update(new._load_state_dict_post_hooks)
-    new.training = module.training
+    after.update(made["_load_state_dict_post_hooks"])
+    made.update({key: value for key, value in old.items() if key in _HOOKS or key == "training"})
+    made["_non_persistent_buffers_set"] |= old["_non_persistent_buffers_set"] - _OURS
+    for there, here in ((old, made), *((old[key], made[key]) for key in _REGISTERED)):
+        here.update({name: value for name, value in there.items() if name not in here and name not in _OURS})
     module.__class__ = new.__class__
-    module.__dict__ = {**new.__dict__, **hooks}
+    module.__dict__ = made
 
 
 def _no_fast_path(model: nn.Module) -> None:

@@ -268,7 +268,8 @@ class STLLayer(nn.Module):
     def to_dense(self) -> nn.Module:
         """The dense layer that does the same.
 
-        Raises UsageError where there is none, see ``dense_weight``, and for a parametrized weight or bias.
+        Raises UsageError where there is none, see ``dense_weight``, for a parametrized weight or bias, and for a
+        ``forward`` of its own.
         """
         raise NotImplementedError
 
@@ -489,6 +490,8 @@ class STLLinear(STLLayer):
 
 def _dense(shell: L, layer: STLLayer) -> L:
     _demand_own(layer, "become dense", "weight", "encoded", "bias")
+    if getattr(layer.forward, "__func__", None) not in (STLLinear.forward, STLConv2d.forward):
+        raise UsageError(f"a {type(layer).__name__} with a forward of its own does what no dense layer does")
     weight = layer.dense_weight()
     learnable = "encoded" in layer._thawed or (layer.encoded is not None and layer.encoded.requires_grad)
     shell.weight = layer.weight if layer.weight is not None else nn.Parameter(weight, requires_grad=learnable)
