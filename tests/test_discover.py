@@ -76,6 +76,14 @@ def test_an_approximate_find_is_below_the_line_and_above_the_floor(tmp_path: Pat
     assert seen[-1].best_error == pytest.approx(result.error, rel=1e-3)
 
 
+def test_a_winner_that_is_not_wanted_is_not_written(tmp_path: Path) -> None:
+    asked = []
+    result = discover((2, 2, 2), 4, steps=1, workers=1, out=tmp_path, wanted=lambda s: bool(asked.append(s)))
+    assert result.path is None
+    assert [s.id for s in asked] == [result.scheme.id]
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_a_rank_that_can_only_tie_is_marked_as_truncation(tmp_path: Path) -> None:
     result = discover((2, 2, 2), 1, dtype="fp32", steps=4, workers=2, out=tmp_path)
     assert not result.found

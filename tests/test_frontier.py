@@ -50,9 +50,12 @@ class Searches:
     def __call__(self, shape: Any, rank: int, **options: Any) -> SimpleNamespace:
         self.calls.append(SimpleNamespace(shape=shape, rank=rank, **options))
         found = worth(rank, self.answers[min(len(self.calls), len(self.answers)) - 1])
-        path = store.add(found, {"command": "stand-in"}, options["out"], options["dtype"])
+        path = None
+        if options.get("wanted", lambda _: True)(found):
+            path = store.add(found, {"command": "stand-in"}, options["out"], options["dtype"])
+            found = store.load(path)
         problem = Problem(shape, rank, seed=options["seed"], dtype=options["dtype"])
-        return SimpleNamespace(scheme=store.load(path), path=path, problem=problem, strategy="border")
+        return SimpleNamespace(scheme=found, path=path, problem=problem, strategy="border")
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, answers: list[float], pace: float = 10.0) -> Searches:
@@ -96,6 +99,25 @@ def test_what_does_not_improve_is_not_kept(home: Path, monkeypatch: pytest.Monke
     assert len(files(home)) == 2  # the one that was improved upon stays: others may have begun from it
     assert done.rows[4].best == pytest.approx(score.error(worth(4, 0.95), "bf16") ** 2)
     assert done.rows[4].slices == 4
+
+
+@pytest.mark.parametrize("laid_out", [False, True])
+def test_no_entry_that_was_there_is_deleted(home: Path, monkeypatch: pytest.MonkeyPatch, laid_out: bool) -> None:
+    """Neither one that a slice finds again, in whatever folder, nor one that somebody else adds meanwhile."""
+    if laid_out:
+        (home / "schemes").mkdir(parents=True)
+    there = [store.add(worth(4, 0.9), {"command": "mine"}, home, "bf16")]
+    searches = stand_in(monkeypatch, [0.9, 0.8])
+
+    def meanwhile(shape: Shape, rank: int, **options: Any) -> SimpleNamespace:
+        if len(searches.calls) == 1:
+            there.append(store.add(worth(4, 0.8), {"command": "theirs"}, home, "bf16"))
+        return searches(shape, rank, **options)
+
+    monkeypatch.setattr("stl_search.search.frontier.discover", meanwhile)
+    done = frontier((2, 2, 2), time=15.0, ranks=[4], workers=1)
+    assert (done.slices, done.finds) == (3, [])
+    assert sorted(home.rglob("*.json")) == sorted(there)
 
 
 def test_a_cut_search_goes_on_and_a_finished_one_begins_anew(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

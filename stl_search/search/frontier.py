@@ -251,12 +251,11 @@ class _Search:
     def _search(
         self, row: Row, jobs: int, strategies: tuple[str, ...], given: list[Scheme], device: str, notes: dict[str, Any]
     ) -> None:
-        """One call of ``discover``, whose find is kept where it improves on what is held; ``notes`` are journalled."""
+        """One call of ``discover``, which writes a find that improves on what is held; ``notes`` are journalled."""
         state, began = self.state, monotonic()
         number = state.slices
         state.now = f"rank {row.rank}, {jobs} jobs from {', '.join(s.name for s in given) or 'nothing'}"
         self._report()
-        known = set(state.folder.glob("*.json")) if state.folder.is_dir() else set()
         result = discover(
             state.shape,
             row.rank,
@@ -269,20 +268,23 @@ class _Search:
             device=device,
             out=state.folder,
             fresh=self.fresh,
+            wanted=self._improves,
             progress=lambda _: self._report(),
         )
         seconds = monotonic() - began
         line: dict[str, Any] = {"slice": number, "rank": row.rank, "seconds": round(seconds, 3), **notes}
-        if result.scheme is not None and result.path is not None:
+        if result.scheme is not None:
             cost = score.error(result.scheme, state.dtype) ** 2
             line |= {"found": result.scheme.rank, "error2": cost, "strategy": result.strategy}
-            held = self.held.get(result.scheme.rank)
-            if held is None or cost < self._cost(held) * (1 - GAIN):
+            if result.path is not None:
                 line |= {"id": result.scheme.id, "path": str(result.path)}
-            elif result.path not in known:
-                result.path.unlink()
         self._record(line)
         (state.folder / ".journal" / result.problem.key(self.workers, __version__)).unlink(missing_ok=True)
+
+    def _improves(self, scheme: Scheme) -> bool:
+        """Whether a find is better than what is held at its rank, by enough to be kept."""
+        held = self.held.get(scheme.rank)
+        return held is None or score.error(scheme, self.state.dtype) ** 2 < self._cost(held) * (1 - GAIN)
 
     def _elsewhere(self, row: Row) -> list[Scheme]:
         """The approximate schemes of that rank that are best at some precision, where following one is quick."""

@@ -139,6 +139,7 @@ def discover(
     device: str = "auto",
     out: str | os.PathLike[str] | None = None,
     fresh: bool = False,
+    wanted: Callable[[Scheme], bool] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Result:
     """Search for a scheme of ``shape`` (m, k, n) with at most ``rank`` products, prove the best one and keep it.
@@ -204,7 +205,7 @@ def discover(
         run = _Run(problem, workers, time, steps, journal, entries, progress)
         run.start_ids = [*(s.id for s in sources), *held]
         run.named = [s.id for s in sources]
-        result = run.finish(run.search(), folder)
+        result = run.finish(run.search(), folder, wanted)
         journal.append({"finished": result.to_json()})
     return result
 
@@ -419,8 +420,8 @@ class _Run:
             )
         )
 
-    def finish(self, jobs: int, folder: Path) -> Result:
-        """Polish, prove and keep the best scheme."""
+    def finish(self, jobs: int, folder: Path, wanted: Callable[[Scheme], bool] | None) -> Result:
+        """Polish, prove and keep the best scheme, where it is ``wanted``."""
         problem = self.problem
         best = self.pool.best(problem.shape, problem.rank)
         if self.steps is None and not self._met():
@@ -459,12 +460,14 @@ class _Run:
             "starts": self.start_ids,
             "references": [],
         }
-        path = store.add(scheme, provenance, out=folder, dtype=None if problem.exact else problem.dtype)
-        kept = store.load(path)
+        path, kept = None, scheme
+        if wanted is None or wanted(scheme):
+            path = store.add(scheme, provenance, out=folder, dtype=None if problem.exact else problem.dtype)
+            kept = store.load(path)
         if problem.exact:
             holds = problem.ring in verify(kept).rings
             if not holds:
-                raise StlError(f"{path}: found over {kept.ring.name}, asked for {problem.ring}; this is a bug")
+                raise StlError(f"{kept.name}: found over {kept.ring.name}, asked for {problem.ring}; this is a bug")
             name, flips = best.strategy, self.flips
             return Result(True, problem, kept, path, None, None, None, name, seconds, jobs, flips=flips)
         e = verify(kept).E
