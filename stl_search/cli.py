@@ -123,6 +123,11 @@ def _print_json(obj: dict[str, Any]) -> None:
     click.echo(json.dumps(obj, allow_nan=False))
 
 
+def _finite(x: float) -> float | None:
+    """A number as JSON and tables have it: NaN and infinity are None."""
+    return x if math.isfinite(x) else None
+
+
 def _say(text: str) -> None:
     """A message to the user, on stderr, so that stdout holds results alone."""
     click.echo(text, err=True)
@@ -626,14 +631,13 @@ def catalog_list(
 
 
 def _row(entry: Entry, dtype: str) -> list[Any]:
-    error = entry.error(dtype)
     return [
         _name(entry.shape),
         entry.rank,
         entry.ring,
         entry.E,
         entry.kappa,
-        error if math.isfinite(error) else None,
+        _finite(entry.error(dtype)),
         entry.additions,
         _bytes(entry.bytes),
         entry.id[:8],
@@ -1324,7 +1328,8 @@ def amm(a_file: str, b_file: str, output: str, encoder: str, dtype: str | None, 
     if as_json:
         found: dict[str, Any] = {"path": output, "scheme": name, "id": how.scheme.id if how.scheme else None}
         found |= {"shape": list(sizes), "dtype": dtype or dtype_name(a.dtype)[0], "reason": how.reason}
-        found |= {"predicted_error": how.predicted_error, "measured_error": measured, "assumption": how.assumption}
+        found |= {"predicted_error": _finite(how.predicted_error), "measured_error": _finite(measured)}
+        found |= {"assumption": how.assumption}
         _print_json(found)
         return
     click.echo(f"{name}: {how.reason}")
@@ -1353,11 +1358,13 @@ def _operand(path: str, dtype: str | None) -> Any:
     if array.dtype.kind not in "iufc":
         raise FormatError(f"{path} holds {array.dtype}, not numbers")
     complex_ = array.dtype.kind == "c"
-    if dtype == "bf16":
-        import torch
+    given = numpy_dtype("fp32" if dtype in ("bf16", "fp8_e4m3") else dtype, complex_)
+    with np.errstate(all="ignore"):  # what overflows is infinite there, and its error null
+        array = array.astype(given)
+    if dtype != "bf16":
+        return array
+    import torch
 
-        from stl_search.kernels.plan import torch_dtype
+    from stl_search.kernels.plan import torch_dtype
 
-        kind = torch_dtype(dtype, complex_)  # refused for complex numbers
-        return torch.from_numpy(array.astype(np.float32)).to(kind)
-    return array.astype(numpy_dtype("fp32" if dtype == "fp8_e4m3" else dtype, complex_))
+    return torch.from_numpy(array).to(torch_dtype(dtype, complex_))  # refused for complex numbers

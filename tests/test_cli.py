@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import signal
@@ -593,6 +594,22 @@ def test_amm_refuses_what_is_no_matrix(
     error = one_line_error(run("amm", bad, matrices[1], "-o", tmp_path / "C.npy", "--dtype", "fp32"))
     assert part in error
     assert not (tmp_path / "C.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "lost"),
+    [(math.nan, None, True), (math.inf, "fp32", True), (1e39, "fp16", True), (1e39, "bf16", True), (1e39, None, False)],
+)
+def test_amm_prints_null_for_an_error_that_is_not_finite(
+    value: float, dtype: str | None, lost: bool, home: Path, matrices: tuple[Path, Path], tmp_path: Path
+) -> None:
+    a = np.load(matrices[0])
+    a[3, 5] = value
+    np.save(matrices[0], a)
+    options = [] if dtype is None else ["--dtype", dtype]
+    found = run_json("amm", *matrices, "-o", tmp_path / "C.npy", *options)
+    assert (found["measured_error"] is None) == lost
+    assert math.isfinite(found["predicted_error"])
 
 
 def test_amm_names_a_place_that_cannot_be_written(home: Path, matrices: tuple[Path, Path], tmp_path: Path) -> None:
