@@ -1351,6 +1351,8 @@ def _operand(path: str, dtype: str | None) -> Any:
         raise FormatError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, EOFError) as error:
         raise FormatError(f"{path} is no .npy file of numbers: {error}") from None
+    except MemoryError:
+        raise FormatError(f"{path} needs more memory than there is") from None
     if array.ndim != 2:
         raise UsageError(f"{path} has {array.ndim} dimensions, must be a matrix")
     if dtype is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -571,12 +572,21 @@ def test_amm_without_a_word_is_exact(home: Path, matrices: tuple[Path, Path], tm
     assert found["measured_error"] < 1e-14
 
 
+def claiming(shape: tuple[int, int]) -> bytes:
+    """The header of a .npy file of float64, and nothing after it."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "part"),
     [
         (None, "No such file"),
         (b"no array", "no .npy file of numbers"),
         (b"", "no .npy file of numbers"),
+        (claiming((10**7, 10**7)), "needs more memory than there is"),
+        (claiming((10**12, 10**12)), "no .npy file of numbers: array is too big"),
         (np.zeros((2, 2, 2)), "has 3 dimensions, must be a matrix"),
         (np.zeros((3, 2)), "inner sizes differ"),
         (np.array([[object()]]), "no .npy file of numbers: Object arrays cannot be loaded"),
