@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib.resources
+import json
 import logging
 import math
 import os
@@ -207,16 +209,43 @@ def _stamp(path: Path) -> _Stamp:
 def entries(dirs: Iterable[str | os.PathLike[str]] | None = None) -> list[Entry]:
     """Every readable entry of the shipped and the user's catalog, or of the folders given, one for each id.
 
-    Claims are listed as they stand in the files; nothing is proved here. A file that cannot be read is skipped with
-    a warning, once.
+    Claims are listed as they stand in the files; proved are only files that claim one id and differ. A file that cannot
+    be read, or fails there, is skipped with a warning, once.
     """
-    found: dict[str, Entry] = {}
+    copies: dict[str, list[Entry]] = {}
     for root in _roots(dirs):
         for path in _files(root):
             entry = _entry(path)
             if entry is not None:
-                found.setdefault(entry.id, entry)
-    return sorted(found.values(), key=lambda e: (e.shape, e.rank, rings.NAMES.index(e.ring), e.id))
+                copies.setdefault(entry.id, []).append(entry)
+    found = [entry for same in copies.values() if (entry := _sound(same)) is not None]
+    return sorted(found, key=lambda e: (e.shape, e.rank, rings.NAMES.index(e.ring), e.id))
+
+
+def _sound(copies: list[Entry]) -> Entry | None:
+    """The first of the entries of one id: the first that proves, where they differ, so that none hides a sound one."""
+    first, *others = copies
+    if all(other is first or _alike(first.path, other.path) for other in others):
+        return first
+    return _first_that_proves(copies)
+
+
+def _alike(one: Path, other: Path) -> bool:
+    """Whether two files say the same, but for their provenance."""
+    try:
+        return _alike_as_of(_stamp(one), _stamp(other))
+    except (OSError, ValueError, RecursionError):  # changed while we were looking
+        return False
+
+
+@functools.lru_cache(maxsize=4096)
+def _alike_as_of(one: _Stamp, other: _Stamp) -> bool:
+    """``_alike`` of files as of these stamps; numbers are compared as they are written."""
+    said = []
+    for path in (one[0], other[0]):
+        obj = json.loads(Path(path).read_bytes(), parse_int=lambda text: (text,), parse_float=lambda text: (text,))
+        said.append({key: value for key, value in obj.items() if key != "provenance"})
+    return bool(said[0] == said[1])
 
 
 def _roots(dirs: Iterable[str | os.PathLike[str]] | None) -> list[Path]:
@@ -430,7 +459,12 @@ def frontier(
 
 def _first_proved(found: Iterable[Entry], dtype: str) -> Entry | None:
     """The entry of smallest error whose proof holds; ties go to the smaller rank, then the smaller id."""
-    for entry in sorted(found, key=lambda e: (e.error(dtype), e.rank, e.id)):
+    return _first_that_proves(sorted(found, key=lambda e: (e.error(dtype), e.rank, e.id)))
+
+
+def _first_that_proves(found: Iterable[Entry]) -> Entry | None:
+    """The first entry whose proof holds; those before it are dropped."""
+    for entry in found:
         try:
             _prove(entry.path)
         except StlError as error:

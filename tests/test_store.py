@@ -235,6 +235,29 @@ def test_the_same_id_in_two_folders_is_listed_once(home: Path) -> None:
     assert [entry.path for entry in catalog.entries([home])] == [mine]
 
 
+@pytest.mark.parametrize("name", ["1", "z"])
+def test_a_forged_copy_hides_no_sound_one(name: str, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whichever file comes first, and whatever the forged one claims beside the id."""
+    sound = catalog.add(STRASSEN, {})
+    obj = read_file(sound)
+    for change in ({"u": [[0, 0, 0, 0], *obj["u"][1:]]}, {"shape": [2, 3, 2]}, {"figures": {"E": 0.5, "kappa": 1.0}}):
+        forged = home / f"{name}_{len(list(home.iterdir()))}.json"
+        forged.write_text(dump_scheme_object(obj | change))
+    with caplog.at_level(logging.WARNING):
+        assert [entry.path for entry in catalog.entries()] == [sound]
+        assert catalog.load(f"catalog:id/{STRASSEN.id}") == STRASSEN
+        assert catalog.best((2, 2, 2), rank=7).path == sound
+    assert len(caplog.records) == {"1": 3, "z": 0}[name]
+
+
+def test_copies_that_differ_in_provenance_alone_are_not_proved(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user may hold hundreds of them, and the proof of a large composition takes seconds."""
+    catalog.add(STRASSEN, {"seed": 1}, out=store.shipped_dir())
+    catalog.add(STRASSEN, {"seed": 2})
+    monkeypatch.setattr(store, "_prove", lambda path: pytest.fail("proved"))
+    assert len(catalog.entries()) == 1
+
+
 def test_the_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (store.shipped_dir() / "store.py").is_file()
     monkeypatch.setenv("STL_CATALOG", "~/somewhere")
