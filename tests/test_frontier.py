@@ -141,6 +141,17 @@ def test_a_cut_search_goes_on_and_a_finished_one_begins_anew(home: Path, monkeyp
     assert anew.rows[5].began == done.rows[5].best
 
 
+def test_what_finds_improved_upon_is_told_alike_by_a_search_that_goes_on(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch, [0.8, 0.9, 0.95])
+    first = frontier((2, 2, 2), time=15.0, ranks=[4], workers=1)
+    more = frontier((2, 2, 2), time=5.0, ranks=[4], workers=1)
+    costs = [score.error(worth(4, factor), "bf16") ** 2 for factor in (0.8, 0.9)]
+    assert [find["from"] for find in first.finds] == [None, *(pytest.approx(cost) for cost in costs)]
+    assert more.finds == first.finds
+
+
 def test_a_better_composition_is_where_a_slice_begins(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, _ = decompose.refine((2, 2, 2), decompose.random_batch((2, 2, 2), 5, 4, np.random.default_rng(0)), LAM, 200)
     half = store.load(store.add(decompose.scheme_of((2, 2, 2), batch), {}, home))

@@ -161,9 +161,9 @@ class _Search:
         self.folders = [store.shipped_dir(), store.user_dir(), state.folder]
         self.held: dict[int, store.Entry] = {}  # the best of every rank, also of those that are not searched
         self.pace: dict[tuple[bool, int], float] = {}  # seconds a job took, apart for descents
-        self._look()
         for line in journal.lines:
             self._replay(line)
+        self._look()
         for row in state.rows.values():
             if row.began is None and row.last is None:
                 row.began = row.best
@@ -331,7 +331,7 @@ class _Search:
         if "end" in line:
             state.run = 0.0
         for rank, best in line.get("began", []):
-            state.rows[rank].began = best
+            state.rows[rank].began = state.rows[rank].best = best
         if "slice" not in line:
             return
         row = state.rows[line["rank"]]
@@ -355,8 +355,7 @@ class _Search:
         better = state.rows.get(rank, row)
         find = {"rank": rank, "error2": line["error2"], "from": better.best, "strategy": line["strategy"]}
         state.finds.append(find | {"at": round(state.seconds, 1), "id": line["id"], "path": line["path"]})
-        better.entry = self.held.get(rank)
-        better.best = None if better.entry is None else self._cost(better.entry)
+        better.entry, better.best = self.held.get(rank), line["error2"]
         better.strategy, better.last = line["strategy"], state.seconds
         for other in state.rows.values():
             if abs(other.rank - rank) <= 1:
