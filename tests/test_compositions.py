@@ -17,7 +17,7 @@ from stl_search.catalog.record import check_file
 from stl_search.cli import main
 from stl_search.runtime.amm import amm
 from stl_search.scheme import Scheme, Shape
-from stl_search.search.compositions import built, front, joined, mark, pareto
+from stl_search.search.compositions import built, check_work, front, joined, mark, pareto
 from stl_search.search.portfolio import discover
 from stl_search.testing import STRASSEN
 
@@ -113,6 +113,21 @@ def test_the_best_compositions_are_written_with_their_parts(tmp_path: Path, monk
     assert list(inside.parent.iterdir()) == [inside]
     (inside.parent / "schemes").mkdir()
     assert store.add(PARTS[0], {}, inside.parent).parent == inside.parent / "schemes"
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 8), (10, 10, 10), (1, 64, 64), (2, 8, 16)])
+def test_what_is_composed_within_seconds_is_not_refused(shape: Shape) -> None:
+    check_work(shape)
+
+
+@pytest.mark.parametrize("shape", ["16,16,16", "64,64,64", "2,64,64"])
+def test_what_would_be_composed_for_long_is_refused_in_one_line(shape: str, tmp_path: Path) -> None:
+    words = ["catalog", "compose", "--shape", shape, "--count", "2", "--out", str(tmp_path / "out")]
+    refused = CliRunner().invoke(main, words)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith(f"error: <{shape}> is too large to be composed")
+    assert len(refused.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_an_entry_of_the_shape_is_better_than_is_no_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

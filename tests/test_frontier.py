@@ -176,6 +176,12 @@ def test_nonsense_is_refused(home: Path, options: dict[str, Any], message: str) 
         frontier((2, 2, 2), **{"time": 1.0, **options})
 
 
+def test_a_shape_too_large_for_its_compositions_is_refused_before_anything_is_written(home: Path) -> None:
+    with pytest.raises(UsageError, match="<17,17,17> is too large to be composed"):
+        frontier((17, 17, 17), time=1.0)
+    assert not home.exists()
+
+
 def test_a_find_is_made_again_by_its_command(home: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ["frontier", "--tile", "2", "--ranks", "4-5", "--time", "2s", "--workers", "1", "--out", str(out), "--json"]

@@ -26,6 +26,7 @@ __all__ = [
     "Made",
     "Mark",
     "built",
+    "check_work",
     "front",
     "joined",
     "lower_hull",
@@ -37,6 +38,7 @@ __all__ = [
 ]
 
 STRATEGY = "composition"  # in the provenance of what ``written`` writes
+MAX_WORK = 50_000_000  # pairs of ranks compared for one shape: <8,8,8> has a tenth and takes seconds, <10,10,10> passes
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,27 @@ def mark(scheme: Scheme) -> Mark:
     # E itself is free of cancellation; s follows from it
     s = score.expected_error(scheme) - 1 + 2 * c
     return Mark(_sorted(scheme.shape), scheme.rank, c, s, score.noise_gain(scheme), scheme)
+
+
+def check_work(shape: Shape) -> None:
+    """Raises UsageError where ``front`` would compare more than MAX_WORK pairs for <m,k,n> and what it is made of.
+
+    >>> check_work((64, 64, 64))
+    Traceback (most recent call last):
+    stl_search.errors.UsageError: <64,64,64> is too large to be composed: over 50000000 pairs of parts to compare
+    """
+    work, known, ahead = 0, set(), [_sorted(shape)]
+    while ahead:
+        key = ahead.pop()
+        if key in known or min(key) == 1:
+            continue
+        known.add(key)
+        for _, *parts in splits(key):
+            work += math.prod(math.prod(part) + 1 for part in parts)
+            ahead += map(_sorted, parts)
+        if work > MAX_WORK:
+            name = ",".join(map(str, shape))
+            raise UsageError(f"<{name}> is too large to be composed: over {MAX_WORK} pairs of parts to compare")
 
 
 def front(
@@ -205,8 +228,9 @@ def pareto(shape: Shape, dtype: str, count: int, dirs: Iterable[str | os.PathLik
 
     Those below it in rank are the other ones and the entries of the shape itself. Ranks end with the least one of an
     exact scheme: beyond it only rounding differs. The vertices of their lower convex hull come first, then those
-    between, evenly over the ranks.
+    between, evenly over the ranks. Raises UsageError for a shape that is too large.
     """
+    check_work(shape)
     own = [e for e in store.candidates(shape, ring="R", dirs=dirs) if not _composed(e)]
     lam = 2 * score.relative_rounding(dtype) ** 2
     found: list[Mark] = []

@@ -24,7 +24,7 @@ from stl_search.catalog import store
 from stl_search.errors import StlError, UsageError
 from stl_search.scheme import Scheme, Shape, parse_shape
 from stl_search.search.bounds import reached_rank
-from stl_search.search.compositions import Mark, front, parts_for
+from stl_search.search.compositions import Mark, check_work, front, parts_for
 from stl_search.search.descent import Descent, serves
 from stl_search.search.journal import Journal
 from stl_search.search.numeric import variables
@@ -116,9 +116,10 @@ def frontier(
     both. Slices are bounded by jobs, not by time, so that each can be repeated, and the last one may end late. On
     ``device`` "cuda", which "auto" means where there is a GPU, strategy ``batch`` works there in every slice.
 
-    Raises UsageError for what makes no sense; KeyboardInterrupt loses nothing.
+    Raises UsageError for what makes no sense or is too large; KeyboardInterrupt loses nothing.
     """
     sides = parse_shape(shape)
+    check_work(sides)
     score.check_dtype(dtype)
     if not (time > 0 and math.isfinite(time)):
         raise UsageError(f"time is {time}, must be a positive number of seconds")
