@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -144,7 +144,16 @@ def _name(shape: Sequence[int]) -> str:
 
 
 class _Main(click.Group):
-    """The top group: turns library errors and Ctrl-C into one line and an exit code."""
+    """The top group: turns library errors, Ctrl-C and an output that cannot be written into one line and a code."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            with suppress(OSError):  # what is left in the buffer is not tried again when Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _say(f"error: {_one_line(error.filename or 'the output')}: {error.strerror or error}")
+            sys.exit(UsageError.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

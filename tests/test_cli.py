@@ -527,6 +527,16 @@ def test_ctrl_c_ends_a_search_with_one_line_and_130(tmp_path: Path) -> None:
     assert (done.returncode, stdout, stderr) == (130, "", "interrupted\n")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a file that is always full is Linux's")
+@pytest.mark.parametrize("command", [["--help"], ["catalog", "list"], ["verify", "--json", "exact.json"]])
+def test_a_full_disk_is_one_line_and_2(command: list[str], tmp_path: Path) -> None:
+    put(tmp_path, "exact")
+    with open("/dev/full", "w") as full:
+        words = [sys.executable, "-m", "stl_search", *command]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (2, "error: the output: No space left on device\n")
+
+
 # -- products ----------------------------------------------------------------------------------------------------------
 
 
