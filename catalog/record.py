@@ -255,7 +255,7 @@ def _refuse_constant(token: str) -> Any:
 
 
 def _float(token: str) -> float:
-    value = float(token)
+    value = rings.Written(token)
     if not math.isfinite(value):
         raise _RefusedTokenError(f"{token:.40} is beyond the range of a double", token)
     return value

@@ -16,13 +16,28 @@ from typing import Any
 
 from stl_search.errors import FormatError, SchemeError, UsageError
 
-__all__ = ["EXACT", "NAMES", "Ring", "get", "smallest_exact"]
+__all__ = ["EXACT", "NAMES", "Ring", "Written", "get", "smallest_exact"]
 
 Coefficient = int | Fraction | float | complex
 
 MAX_DIGITS = 1000  # of a numerator or denominator, and so of what a file can make the arithmetic grow to
 _FRACTION = re.compile(rf"[+-]?[0-9]{{1,{MAX_DIGITS}}}(/[0-9]{{1,{MAX_DIGITS}}})?")
 _TOO_LARGE = 10**MAX_DIGITS
+
+
+class Written(float):
+    """A double with the decimal text that it was read from, which is what exact rings go by.
+
+    >>> get("ZT").contains(get("ZT").parse(Written("1.00000000000000000001")))
+    False
+    """
+
+    text: str
+
+    def __new__(cls, text: str) -> Written:
+        self = super().__new__(cls, text)
+        self.text = text
+        return self
 
 
 @dataclass(frozen=True)
@@ -58,8 +73,8 @@ class Ring:
             if abs(value) >= _TOO_LARGE:
                 raise FormatError(f"an integer has more than {MAX_DIGITS} digits")
             return value
-        if isinstance(value, float):  # not exact: kept as the fraction it is, so that membership fails with its place
-            return Fraction(_finite(value)) if not value.is_integer() else int(value)
+        if isinstance(value, float):  # kept as the fraction it is, so that membership fails with its place
+            return _whole(_exact(value.text) if isinstance(value, Written) else Fraction(_finite(value)))
         if isinstance(value, str):
             if not _FRACTION.fullmatch(value):
                 raise FormatError(f"{value!r:.60} is not an integer or a fraction 'p/q'")
@@ -151,6 +166,16 @@ def _finite(value: int | float) -> float:
     if not math.isfinite(result):
         raise FormatError("a coefficient is NaN or infinite")
     return result + 0.0
+
+
+def _exact(text: str) -> Fraction:
+    """The number that a decimal text stands for, whose size is bounded before it is formed."""
+    exponent = text.lower().partition("e")[2] or "0"
+    if len(text) <= MAX_DIGITS and abs(int(exponent)) <= MAX_DIGITS:
+        value = Fraction(text)
+        if max(abs(value.numerator), value.denominator) < _TOO_LARGE:
+            return value
+    raise FormatError(f"{text:.60} has more than {MAX_DIGITS} digits")
 
 
 def _is_finite_complex(value: complex) -> bool:

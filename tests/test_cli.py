@@ -111,6 +111,18 @@ FILES: dict[str, tuple[str | bytes | None, int, str]] = {
     "wrong shape": (text(shape=[2, 3, 2]), 2, "u[0] has 4 entries, shape 2,3,2 asks for 6"),
     "unknown ring": (text(ring="GF4"), 2, "unknown ring 'GF4'; known: Z2, ZT, Z, Q, R, C"),
     "rank mismatch": (text(rank=8), 2, "u has 7 rows, rank says 8"),
+    "a decimal that is the integer": (text().replace("[1,0,0,1]", "[1.0,0,0,1e0]", 1), 0, ""),
+    "a decimal near the integer": (
+        text().replace("[1,0,0,1]", "[1.00000000000000000001,0,0,1]", 1),
+        1,
+        "u[0][0] = 100000000000000000001/100000000000000000000 is not in ZT",
+    ),
+    "a decimal near zero": (text().replace("[1,0,0,1]", "[1,0,1e-400,1]", 1), 1, "is not in ZT"),
+    "a decimal that would fill the memory": (
+        text().replace("[1,0,0,1]", "[1,0,1e-999999999,1]", 1),
+        2,
+        "u[0][2]: 1e-999999999 has more than 1000 digits",
+    ),
     "zero denominator": (text(ring="Q", u=[["1/0", 0, 0, 1], *WRONG[1:]]), 2, "zero denominator"),
     "not UTF-8": (text().encode("utf-16"), 2, "not UTF-8"),
     "pickled": (pickle.dumps(record()), 2, "not UTF-8"),

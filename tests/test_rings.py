@@ -80,6 +80,9 @@ def test_smallest_exact_ring(values: list[Any]) -> None:
         ("Q", "-4/2", -2),
         ("Q", "+7", 7),
         ("Q", 0.25, Fraction(1, 4)),  # a double in an exact file is the fraction that it is
+        ("Q", rings.Written("0.1"), Fraction(1, 10)),  # with its text it is what the text says
+        ("Z", rings.Written("2.0e2"), 200),
+        ("R", rings.Written("0.1"), 0.1),
         ("Z", 2.0, 2),
         ("Z", "12345678901234567890123", 12345678901234567890123),
         ("Z2", 3, 3),  # read, and then found outside the ring with its place
