@@ -195,11 +195,12 @@ def read_file(path: str | os.PathLike[str]) -> Any:
     """The JSON value in a file of at most 16 MiB; nothing in it is believed.
 
     Raises FormatError, with the place, for a file that is absent, too large, no UTF-8, no JSON, or JSON with
-    duplicate keys, NaN, infinities, numbers beyond a double, integers of over 1000 digits or deep nesting.
+    duplicate keys, NaN, infinities, numbers beyond a double, integers of over 1000 digits, halves of surrogate pairs or
+    deep nesting.
     """
     text = _read_text(Path(path))
     try:
-        return json.loads(
+        obj = json.loads(
             text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_float, parse_int=_integer
         )
     except json.JSONDecodeError as error:
@@ -209,6 +210,8 @@ def read_file(path: str | os.PathLike[str]) -> Any:
         raise FormatError(f"{error} at {place}") from None
     except RecursionError:
         raise FormatError("not a scheme file: nested too deeply") from None
+    _check_text(text)
+    return obj
 
 
 class _RefusedTokenError(Exception):
@@ -278,7 +281,22 @@ def _place_of(text: str, token: str, is_key: bool) -> str:
         elif match[0] == token:
             position = match.start()
             break
+    return _line_and_column(text, position)
+
+
+def _line_and_column(text: str, position: int) -> str:
     return f"line {text.count(chr(10), 0, position) + 1}, column {position - text.rfind(chr(10), 0, position)}"
+
+
+def _check_text(text: str) -> None:
+    """FormatError for a string of JSON that holds half a surrogate pair, which could not be written as UTF-8 again."""
+    if not re.search(r"\\u[dD][89a-fA-F]", text):
+        return
+    for match in re.finditer(_STRING, text):
+        half = re.search("[\ud800-\udfff]", json.loads(match[0]))
+        if half:
+            place = _line_and_column(text, match.start())
+            raise FormatError(f"half of a surrogate pair, \\u{ord(half[0]):04x}, in the text at {place}")
 
 
 def read_record(path: str | os.PathLike[str], parts: Parts | None = None) -> Record:

@@ -123,6 +123,12 @@ FILES: dict[str, tuple[str | bytes | None, int, str]] = {
         2,
         "u[0][2]: 1e-999999999 has more than 1000 digits",
     ),
+    "whole surrogate pair": (text(provenance={"strategy": "x"}).replace('"x"', r'"\ud83d\ude00"'), 0, ""),
+    "half a surrogate pair": (
+        text(provenance={"strategy": "x"}).replace('"x"', r'"\\ud83d \ud800"'),
+        2,
+        "half of a surrogate pair, \\ud800",
+    ),
     "zero denominator": (text(ring="Q", u=[["1/0", 0, 0, 1], *WRONG[1:]]), 2, "zero denominator"),
     "not UTF-8": (text().encode("utf-16"), 2, "not UTF-8"),
     "pickled": (pickle.dumps(record()), 2, "not UTF-8"),
@@ -153,6 +159,7 @@ def test_verify_gives_the_code_and_one_line(name: str, tmp_path: Path) -> None:
     assert {"path", "ok", "ring", "E", "reason"} <= set(found)
     assert (found["reason"] is None) == (code == 0)
     assert reason in (found["reason"] or "")
+    assert run("catalog", "show", path).exit_code == code
 
 
 def test_verify_checks_every_file_and_returns_the_largest_code(tmp_path: Path) -> None:
