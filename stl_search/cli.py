@@ -196,7 +196,8 @@ def main() -> None:
 @click.option(
     "--symmetry",
     metavar="NAME",
-    help="Invariant schemes only: cyclic, transpose, reverse, permute:(1,2), a group, or a + of them.",
+    help="Invariant schemes only: cyclic, transpose, a group, or a + of them; over exact rings also reverse, "
+    "permute:(1,2), linear:01/11.",
 )
 @click.option(
     "--coefficients", type=click.Choice(["any", "sparse", "grid", "sparse+w", "grid+w"]), default="any",

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -24,10 +25,12 @@ from click.testing import CliRunner, Result
 from stl_search import catalog, score, transform
 from stl_search.catalog import store
 from stl_search.cli import duration, main, sides
-from stl_search.errors import CatalogError, NotFoundError
+from stl_search.errors import CatalogError, NotFoundError, UsageError
 from stl_search.kernels.plan import Plan
 from stl_search.runtime import calibrate
 from stl_search.scheme import Scheme, dump_scheme_object
+from stl_search.search.symmetry import action
+from stl_search.search.symmetry_gf2 import gf2_action
 from stl_search.testing import STRASSEN
 
 MODULO_2 = Scheme((2, 2, 2), "Z2", *(f % 2 for f in STRASSEN.factors))
@@ -554,6 +557,16 @@ def test_a_full_disk_is_one_line_and_2(command: list[str], tmp_path: Path) -> No
         words = [sys.executable, "-m", "stl_search", *command]
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (2, "error: the output: No space left on device\n")
+
+
+def test_help_says_which_symmetries_serve_exact_rings_only() -> None:
+    told = " ".join(run("discover", "--help").stdout.split())
+    alone = re.search("over exact rings also ([^;.]*)", told)[1].split(", ")
+    assert len(alone) == 3
+    for name in alone:
+        assert gf2_action(name, (2, 2, 2)).order > 1
+        with pytest.raises(UsageError):
+            action(name, (2, 2, 2))
 
 
 # -- products ----------------------------------------------------------------------------------------------------------
