@@ -176,6 +176,35 @@ def test_nonsense_is_refused(home: Path, options: dict[str, Any], message: str) 
         frontier((2, 2, 2), **{"time": 1.0, **options})
 
 
+def test_a_rank_begins_with_what_schemes_for_other_precisions_become(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, also in a search that goes on, and not where no approximate scheme is held."""
+    monkeypatch.setenv("STL_CATALOG", str(home))
+    for scheme, dtype in ((worth(5, 0.9), "fp32"), (transform.classical((2, 2, 2)), None)):
+        store.add(scheme, {"command": "mine"}, home, dtype)
+    searches = stand_in(monkeypatch, [0.9])
+    frontier((2, 2, 2), time=15.0, ranks=[5, 8], workers=1)
+    relaxed = [call for call in searches.calls if call.strategies == ("relax",)]
+    assert [(call.rank, call.steps, [s.id for s in call.given]) for call in relaxed] == [(5, 1, [worth(5, 0.9).id])]
+    assert [call.rank for call in searches.calls] == [8, 5, 5]
+    more = frontier((2, 2, 2), time=10.0, ranks=[5, 8], workers=1)
+    assert [call.strategies for call in searches.calls[3:]].count(("relax",)) == 0
+    assert more.slices == 5
+
+
+def test_frontier_keeps_what_relaxing_finds(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shape, rank = (2, 2, 3), 10
+    starts = decompose.random_batch(shape, rank, 4, np.random.default_rng(0))
+    found, f = decompose.levenberg_marquardt(shape, starts, LAM, 300, ridge=lambda i: 0.01 * (i < 60))
+    start = store.load(store.add(decompose.scheme_of(shape, found, int(np.argmin(f))), {}, home, "bf16"))
+    done = frontier(shape, dtype="fp32", time=1.0, ranks=[rank], workers=1, out=home)
+    assert [find["strategy"] for find in done.finds] == ["relax"]
+    kept = json.loads(Path(done.finds[0]["path"]).read_text())
+    assert f"--strategy relax --start {start.id[:16]}" in kept["provenance"]["command"]
+    assert kept["figures"]["error"]["fp32"] < 0.03 * score.error(start, "fp32")
+
+
 def test_a_shape_too_large_for_its_compositions_is_refused_before_anything_is_written(home: Path) -> None:
     with pytest.raises(UsageError, match="<17,17,17> is too large to be composed"):
         frontier((17, 17, 17), time=1.0)
