@@ -269,6 +269,7 @@ def test_the_target_comes_nearer_after_each_slice_in_vain() -> None:
     [
         ({"ring": "R"}, "ring R is none of Z2, ZT, Z, Q"),
         ({"time": 0.0}, "time is 0"),
+        ({"time": 0.5}, "time is 0.5, must be a number of seconds, 1 at least"),
         ({"seed": -1}, "seed is -1"),
         ({"workers": 0}, "workers is 0"),
         ({"shapes": []}, "at least one shape"),

@@ -25,7 +25,7 @@ from click.testing import CliRunner, Result
 from stl_search import catalog, score, transform
 from stl_search.catalog import store
 from stl_search.cli import duration, main, sides
-from stl_search.errors import CatalogError, NotFoundError, UsageError
+from stl_search.errors import CatalogError, NotFoundError, StlError
 from stl_search.kernels.plan import Plan
 from stl_search.runtime import calibrate
 from stl_search.scheme import Scheme, dump_scheme_object
@@ -415,7 +415,7 @@ def test_discover_accepts_exactly_what_the_search_does(monkeypatch: pytest.Monke
     run_json("discover", "--tile", 2, "--rank", 7)
     bound = signature.bind(*stand_in.called, **stand_in.options)
     bound.apply_defaults()
-    assert set(bound.arguments) == {"shape", "rank", *stand_in.options}
+    assert set(bound.arguments) == {"shape", "rank", "wanted", *stand_in.options}  # ``wanted`` is asked of callers only
 
 
 def test_discover_prints_the_object_and_returns_the_code(search: Any) -> None:
@@ -565,7 +565,7 @@ def test_help_says_which_symmetries_serve_exact_rings_only() -> None:
     assert len(alone) == 3
     for name in alone:
         assert gf2_action(name, (2, 2, 2)).order > 1
-        with pytest.raises(UsageError):
+        with pytest.raises(StlError):
             action(name, (2, 2, 2))
 
 

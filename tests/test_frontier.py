@@ -164,6 +164,7 @@ def test_a_better_composition_is_where_a_slice_begins(home: Path, monkeypatch: p
     ("options", "message"),
     [
         ({"time": 0.0}, "time is 0"),
+        ({"time": 0.5}, "time is 0.5, must be a number of seconds, 1 at least"),
         ({"ranks": []}, "ranks go from 1 to 8"),
         ({"ranks": [9]}, "ranks go from 1 to 8"),
         ({"seed": -1}, "seed is -1"),

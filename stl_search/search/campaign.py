@@ -26,6 +26,7 @@ from stl_search.search.bounds import lower_bound
 from stl_search.search.compose import splits
 from stl_search.search.journal import Journal
 from stl_search.search.portfolio import _cores, discover
+from stl_search.search.problem import LEAST, check_series
 from stl_search.search.ternary import MAX_SIDE
 
 __all__ = ["Campaign", "Row", "campaign"]
@@ -134,12 +135,7 @@ def campaign(
     name = rings.get(ring).name
     if name not in known.RINGS:
         raise UsageError(f"a campaign looks for exact schemes: ring {name} is none of {', '.join(known.RINGS)}")
-    if not (time > 0 and math.isfinite(time)):
-        raise UsageError(f"time is {time}, must be a positive number of seconds")
-    if seed < 0:
-        raise UsageError(f"seed is {seed}, must be an integer >= 0")
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers is {workers}, must be >= 1")
+    check_series(time, seed, workers)
     sides = sorted({parse_shape(sorted(shape)) for shape in shapes})
     if not sides:
         raise UsageError("a campaign needs at least one shape")
@@ -191,7 +187,7 @@ class _Campaign:
         while True:
             row = self._next()
             left = self.seconds - self.state.run
-            if row is None or left < 1.0:
+            if row is None or left < LEAST:
                 break
             try:
                 self._slice(row, left)

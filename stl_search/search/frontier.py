@@ -29,7 +29,7 @@ from stl_search.search.descent import Descent, serves
 from stl_search.search.journal import Journal
 from stl_search.search.numeric import variables
 from stl_search.search.portfolio import _cores, discover, placed
-from stl_search.search.problem import Problem
+from stl_search.search.problem import LEAST, Problem, check_series
 from stl_search.search.relax import Relax
 
 __all__ = ["Frontier", "Row", "frontier"]
@@ -121,12 +121,7 @@ def frontier(
     sides = parse_shape(shape)
     check_work(sides)
     score.check_dtype(dtype)
-    if not (time > 0 and math.isfinite(time)):
-        raise UsageError(f"time is {time}, must be a positive number of seconds")
-    if seed < 0:
-        raise UsageError(f"seed is {seed}, must be an integer >= 0")
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers is {workers}, must be >= 1")
+    check_series(time, seed, workers)
     wanted = sorted(set(ranks)) if ranks is not None else list(range(1, reached_rank(sides) + 1))
     if not wanted or wanted[0] < 1 or wanted[-1] > math.prod(sides):
         raise UsageError(f"ranks go from 1 to {math.prod(sides)} for <{','.join(map(str, sides))}>")
@@ -175,7 +170,7 @@ class _Search:
     def go(self) -> Frontier:
         """Run slices until the time is used."""
         errors = 0
-        while self.seconds - self.state.run >= 1.0:
+        while self.seconds - self.state.run >= LEAST:
             row = self._next()
             try:
                 self._slice(row)

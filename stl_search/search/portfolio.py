@@ -147,10 +147,11 @@ def discover(
     ``ring`` R minimises error(dtype); an exact ring (Q, Z, ZT, Z2) asks for an exact scheme and ends with the first.
     The budget is ``time`` seconds of wall clock (60 unless ``steps`` is given) or ``steps`` jobs; with steps, the same
     seed and workers give the same file. The winner goes through ``catalog.add`` to ``out`` (default: the user's
-    catalog), where the journal of the run is kept too, so that an interrupted search goes on when called again;
-    ``fresh`` starts anew. ``starts`` none, shipped or catalog says which known schemes may be built upon; those of
-    ``given`` may be too (they should lie in a catalog, since the recorded command names them by id). A search also
-    begins from what can be made of them: see ``neighbours`` for exact and ``compositions`` for approximate schemes.
+    catalog), if ``wanted`` says so of it where that is given; the journal of the run is kept there too, so that an
+    interrupted search goes on when called again; ``fresh`` starts anew. ``starts`` none, shipped or catalog says which
+    known schemes may be built upon; those of ``given`` may be too (they should lie in a catalog, since the recorded
+    command names them by id). A search also begins from what can be made of them: see ``neighbours`` for exact and
+    ``compositions`` for approximate schemes.
     ``symmetry`` (``cyclic``, ``transpose``, the name of a group, or several joined by ``+``) limits the search to
     schemes that the group leaves invariant (over exact rings: that a conjugate of it in GL x GL x GL does; a lift of
     ``flipgraph``: that one modulo 2 does).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,12 +16,23 @@ from stl_search import rings, score
 from stl_search.errors import UsageError
 from stl_search.scheme import Scheme, Shape, parse_shape
 
-__all__ = ["DEVICES", "Entry", "Pool", "Problem", "cost", "density", "ranks_near"]
+__all__ = ["DEVICES", "Entry", "Pool", "Problem", "check_series", "cost", "density", "ranks_near"]
 
 STARTS = ("none", "shipped", "catalog")
 DEVICES = ("auto", "cpu", "cuda")
 COEFFICIENTS = ("any", "sparse", "grid", "sparse+w", "grid+w")
+LEAST = 1.0  # seconds that must be left for a slice of a campaign or a frontier to begin
 THRIFT = 0.25  # schemes with cheap coefficients are compared by error^2 * (1 + THRIFT * share of non-zeros)
+
+
+def check_series(time: float, seed: int, workers: int | None) -> None:
+    """Raises UsageError where a series of slices, a campaign or a frontier, cannot run: in less time than one needs."""
+    if not (time >= LEAST and math.isfinite(time)):
+        raise UsageError(f"time is {time}, must be a number of seconds, {LEAST:g} at least")
+    if seed < 0:
+        raise UsageError(f"seed is {seed}, must be an integer >= 0")
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers is {workers}, must be >= 1")
 
 
 @dataclass(frozen=True)
