@@ -26,6 +26,7 @@ __all__ = ["ErrorEstimate", "Mixer", "apriori_bound", "estimate_error", "frobeni
 
 PROBES = 32
 CONFIDENCE = 0.99
+_TINY = 1e-140  # of a norm above, no square that counts was too small
 HADAMARD_STEP = 7  # 2^7: factors of a Hadamard matrix are applied as small dense matrices of at most this order
 
 
@@ -118,10 +119,15 @@ def estimate_error(
 
 
 def frobenius(x: torch.Tensor) -> float:
-    """|x|_F of any tensor, also where squares of its entries are too small or too large for its dtype."""
-    largest = float(x.abs().max()) if x.numel() else 0.0
-    unit = 2.0 ** math.frexp(largest)[1] if 0 < largest < math.inf else 1.0
-    return unit * float(torch.linalg.vector_norm(x / unit)) if unit < math.inf else math.nan
+    """|x|_F of float64 or complex128 entries, also where squares of these are too small or too large for a double."""
+    size = float(torch.linalg.vector_norm(x))
+    if _TINY < size < math.inf or math.isnan(size) or not x.numel():
+        return size
+    largest = float(x.abs().max())
+    if not 0 < largest < math.inf:
+        return largest
+    unit = 2.0 ** max(math.frexp(largest)[1] - 1, -1000)
+    return unit * float(torch.linalg.vector_norm(x / unit))
 
 
 def _generator(seed: Any) -> torch.Generator:
