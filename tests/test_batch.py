@@ -272,6 +272,7 @@ def test_a_job_of_the_device_runs_batch_and_the_others_anything_else(few: Batch)
 
 def test_a_frontier_on_the_gpu_names_batch_in_every_slice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STL_CATALOG", str(tmp_path / "mine"))
+    monkeypatch.setattr("stl_search.catalog.store.shipped_dir", lambda: tmp_path / "shipped")  # nothing to begin with
     gpu_there(monkeypatch, True)
     calls: list[dict] = []
 
