@@ -5,10 +5,12 @@ Compiled code reads memory and would pass all of them by: derivatives would be l
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch.autograd import forward_ad
 
-__all__ = ["passing", "watched"]
+__all__ = ["carried", "passing", "watched"]
 
 _PLAIN = torch.Tensor.__torch_dispatch__
 
@@ -22,6 +24,14 @@ def watched(*tensors: torch.Tensor) -> bool:
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return True
     return any(type(x).__torch_dispatch__ is not _PLAIN for x in tensors)
+
+
+def carried(x: torch.Tensor) -> bool:
+    """Whether a transform of ``torch.func`` has hold of this very tensor, or it has a forward-mode derivative."""
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    dual: Any = forward_ad.unpack_dual
+    return forward_ad._current_level >= 0 and dual(x).tangent is not None
 
 
 def passing() -> bool:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 
 import stl_search as stl
+from stl_search.errors import UsageError
 from stl_search.kernels import dense
 from stl_search.kernels.plan import Plan
 from stl_search.nn import functional
@@ -54,6 +55,23 @@ def test_second_derivatives_and_encoded_partners() -> None:
     assert torch.allclose(hessian, 2 * torch.einsum("ij,kl->ikjl", torch.eye(2, dtype=torch.float64), b @ b.T))
     held, stack = stl.encode_rhs(b, STRASSEN), matrix(3, 2, 5, dtype=torch.float64, seed=2)
     assert torch.allclose(torch.func.vmap(lambda x: stl.amm(x, held))(stack), stack @ b)
+
+
+def test_encoding_inside_a_transform_takes_constants_alone() -> None:
+    a, b = matrix(6, 5), matrix(5, 4, seed=1)
+    gradient = torch.func.grad(lambda x: stl.amm(x, stl.encode_rhs(b, STRASSEN)).sum())(a)
+    assert near(gradient, b.sum(1).expand(6, 5), torch.float32)
+    held = []
+    torch.func.vmap(lambda x: held.append(stl.encode_rhs(b, STRASSEN)) or x)(a)
+    assert near(stl.amm(a, copy.deepcopy(held[0])), a @ b, torch.float32)  # of use afterwards
+    for over in (
+        lambda: torch.func.vmap(lambda y: stl.encode_rhs(y, STRASSEN).stored.data)(b[None]),
+        lambda: torch.func.jvp(lambda y: stl.encode_rhs(y, STRASSEN).stored.data, (b,), (b,)),
+    ):
+        with pytest.raises(UsageError, match="an encoded operand is a constant"):
+            over()
+    with forward_ad.dual_level(), pytest.raises(UsageError, match="an encoded operand is a constant"):
+        stl.encode_rhs(forward_ad.make_dual(b, b), STRASSEN)
 
 
 @pytest.mark.parametrize("encoder", ENCODERS)

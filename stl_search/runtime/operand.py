@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from stl_search.errors import FormatError, StlError, UsageError
 from stl_search.kernels import gpu_multiply, multiply, reference
 from stl_search.kernels.plan import Plan, dtype_name, numpy_dtype, torch_dtype
+from stl_search.kernels.watched import carried
 from stl_search.runtime import calibrate
 from stl_search.scheme import Scheme
 
@@ -185,7 +186,8 @@ def read(x: Any, name: str) -> Operand:
     if array is not None:
         tensor = _tensor_of(array)
     assert tensor is not None
-    tensor = tensor.resolve_neg()  # once, not for each part of a product that reads memory
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()  # once, not for each part of a product that reads memory
     return Operand(name, kind, tensor, dtype, is_complex, array)
 
 
@@ -222,9 +224,12 @@ def encode(x: Operand, plan: Plan, side: str) -> EncodedOperand:
             f"{x.name} requires a gradient and an encoded operand is a constant: "
             f"pass {x.name}.detach(), or encode under torch.no_grad()"
         )
+    if carried(x.tensor):
+        raise UsageError(f"a transform or a derivative runs over {x.name}, and an encoded operand is a constant")
     if x.kind == "numpy":
         numpy_dtype(plan.out, plan.complex)  # a result that numpy cannot hold is refused here, not at each product
-    with torch.inference_mode(False), torch.no_grad():  # usable later, also where gradients of the partner are taken
+    # usable later, also where gradients of the partner are taken, or a transform runs over it
+    with torch.inference_mode(False), torch.no_grad(), torch._C._DisableFuncTorch():
         if multiply.applies(plan, x.tensor):
             stored = reference.Stored(multiply.encode(x.tensor, plan, side))
         elif gpu_multiply.applies(plan, x.device, x.dtype):

@@ -114,7 +114,8 @@ def frontier(
     catalog) at once, and what the shipped and the user's catalog and ``out`` hold is built upon. The same call goes on
     where one that was cut stopped; after one that came to its end it goes on for another ``time``; ``fresh`` forgets
     both. Slices are bounded by jobs, not by time, so that each can be repeated, and the last one may end late. On
-    ``device`` "cuda", which "auto" means where there is a GPU, strategy ``batch`` works there in every slice.
+    ``device`` "cuda", which "auto" means where there is a GPU, strategy ``batch`` works there in every slice, but for
+    descents and for what schemes for other precisions become.
 
     Raises UsageError for what makes no sense or is too large; KeyboardInterrupt loses nothing.
     """

@@ -1,7 +1,7 @@
 """Strategy ``relax``: a scheme made for one precision, followed to what it becomes at another one.
 
 The best scheme of bf16 is seldom that of fp32: where rounding weighs less, coefficients may grow, and near-border
-schemes become ever more exact with them (<3,3,3> of rank 20 has E of .020 at the weight of bf16, .0011 at that of
+schemes become ever more exact with them (<3,3,3> of rank 20 has E of .020 at the weight of bf16, .0013 at that of
 fp32). Going over at once ends in another basin, or in the plateau between: the weight of the noise gain is changed in
 small steps, from the one that the start is stationary at, with Levenberg-Marquardt at each.
 """
