@@ -188,6 +188,7 @@ def test_graphs_keep_no_encoded_operand_alive() -> None:
     a, right = gaussian(6, 6, grad=False), encode_rhs(gaussian(6, 6, grad=False), STRASSEN)
     whole = Whole(lambda x, y: amm(x, y))
     whole(a, right)
+    gc.collect()  # those of other tests
     before = len(compiled._operands)
     del right
     gc.collect()
