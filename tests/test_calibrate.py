@@ -24,6 +24,7 @@ def test_rates_are_measured_once_and_kept(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(calibrate, "SIZES", {"cpu": (16, 32)})
     monkeypatch.setattr(calibrate, "ENCODED", {"cpu": 64})
     monkeypatch.setattr(calibrate, "SETTLE", 0.0)
+    monkeypatch.setattr(calibrate, "OUTDATED", 1e9)
     first = calibrate.rates("cpu", "fp32")
     assert [s for s, _ in first.dense] == [16.0, 32.0]
     assert all(speed > 0 for curve in (first.dense, first.slices, first.packed) for _, speed in curve)
@@ -41,6 +42,28 @@ def test_rates_are_measured_once_and_kept(folder: Path, monkeypatch: pytest.Monk
         calibrate._rates.cache_clear()
         calibrate.rates("cpu", "fp32")
     assert calls == ["measured"] * 3
+
+
+def test_what_was_measured_on_a_busy_machine_is_measured_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that says a thousandth of the speed is replaced; one that says a thousand times as much is kept."""
+    calls: list[float] = []
+
+    def measured(device: str, dtype: str) -> Rates:
+        calls.append(speed)
+        return Rates(((64.0, speed),), ("torch",), ((64.0, speed),), ("torch",), (), (), 1.0, 1.0, 0.0)
+
+    monkeypatch.setattr(calibrate, "measure", measured)
+    for speed in (1e3, 1e20, 1e20):
+        calibrate._rates.cache_clear()
+        assert calibrate.rates("cpu", "fp32").dense == ((64.0, speed),)
+        assert len(list(folder.glob("*"))) == (speed > 1e3)  # so slow a machine there is not: nothing is written
+    assert calls == [1e3, 1e20]
+    (path,) = folder.iterdir()
+    path.write_text(path.read_text().replace("1e+20", "1e+3"))
+    calibrate._rates.cache_clear()
+    assert calibrate.rates("cpu", "fp32").dense == ((64.0, 1e20),)
+    assert calls == [1e3, 1e20, 1e20]
+    calibrate._rates.cache_clear()
 
 
 def test_no_place_to_keep_them_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

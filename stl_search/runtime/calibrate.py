@@ -2,7 +2,7 @@
 
 ``rates`` gives them for a device and a precision: the first call measures for some seconds, up to half a minute on two
 cores, and writes a small JSON file among the user's caches; a file is used as long as processor, libraries and number
-of threads stay the same.
+of threads stay the same, and one product of known size shows that the machine was not busy when it was written.
 """
 
 from __future__ import annotations
@@ -57,6 +57,9 @@ ENCODED = {"cpu": 4096, "cuda": 16384}
 SETTLE = 0.2  # seconds after which the threads of a numeric library have stopped spinning and hinder no other
 LONGEST = 2.0  # seconds of a call that is made once, and after which nothing larger is tried
 HOPELESS = 2.5  # times the shortest time after which a way is not tried again
+PROBED = 512  # side of the product that tells whether a file still holds, on the processor
+PROBING = 0.02  # seconds after which no more of them are made
+OUTDATED = 1.5  # times faster than a file says: the machine was busy when it was written
 SPINNING = 1.02  # how many times faster numpy is to be than others
 NAMES = {"dense": "ways", "slices": "slice_ways", "packed": "packed_ways"}  # of the curves and what was fastest
 CURVES = tuple(NAMES)
@@ -139,8 +142,29 @@ def cache_dir() -> Path:
 @lru_cache(maxsize=64)
 def _rates(device: str, dtype: str, threads: int) -> Rates:
     path = cache_dir() / f"{machine(device, threads)}-{dtype}.json"
-    found = kept(path, FORMAT, lambda: asdict(measure(device, dtype)), _read)
+    found = kept(path, FORMAT, lambda: asdict(measure(device, dtype)), partial(_hold, device=device, dtype=dtype))
     return _read(found)
+
+
+def _hold(found: dict[str, Any], device: str, dtype: str) -> None:
+    """Raises ValueError, or what ``_read`` does, unless the file can be read and a product is about as fast as it says.
+
+    Much faster it is where the machine was busy with something else all the while that it was measured, as a machine
+    just started is: what was chosen then would be held for good. Much slower it is where the machine is busy now.
+    """
+    known = _read(found)
+    place = torch.device(device)
+    if place.type != "cpu":
+        return
+    size, speed = min(known.dense, key=lambda point: abs(math.log(point[0] / PROBED)))
+    with torch.no_grad(), torch.inference_mode(False):
+        a, b = (torch.randn(int(size), int(size), device=place).to(torch_dtype(dtype)) for _ in range(2))
+        run = partial(dense.matmul, a, b, known.way(size))
+        start, shortest = time.perf_counter(), _once(run, place)
+        while time.perf_counter() - start < PROBING:
+            shortest = min(shortest, _once(run, place))
+    if 2 * size**3 / shortest > OUTDATED * speed:
+        raise ValueError("measured while the machine was busy")
 
 
 def _read(found: dict[str, Any]) -> Rates:
