@@ -96,7 +96,7 @@ def test_a_packed_operand_is_the_same_to_its_users(way: str, tmp_path: Path, mon
     curve = ((1.0, 1e9),)
     rates = Rates(curve, ("torch",), curve, ("torch",), ((1.0, 2e9),), (way,), 1e9, 1e9, 0.0)
     monkeypatch.setattr(calibrate, "rates", lambda device, dtype: rates)
-    a, b = torch.randn(64, 256), torch.randn(256, 512)
+    a, b = torch.randn(64, 256), torch.randn(256, 768)
     packed = encode_rhs(b, STRASSEN)
     monkeypatch.setattr(
         calibrate, "rates", lambda *_: Rates(curve, ("torch",), curve, ("torch",), (), (), 1e9, 1e9, 0.0)
