@@ -34,6 +34,7 @@ _MODULES = (
     "isotropy",
     "twisted",
     "relax",
+    "rotation",
     "batch",
     "cheap",
 )
