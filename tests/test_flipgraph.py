@@ -48,8 +48,7 @@ class TestTernary(StrategyContract):
 
     def test_every_scheme_is_what_it_claims(self) -> None:
         super().test_every_scheme_is_what_it_claims()
-        pool, _ = self._play(self.jobs)
-        assert all("ZT" in verify(entry.scheme).rings for entry in pool)
+        assert all("ZT" in verify(entry.scheme).rings for entry in self._pool())
 
 
 class TestSymmetric(StrategyContract):
@@ -57,8 +56,7 @@ class TestSymmetric(StrategyContract):
     problem = Problem((3, 3, 3), 23, ring="Z2", symmetry="cyclic")
 
     def test_what_it_finds_is_invariant(self) -> None:
-        pool, _ = self._play(self.jobs)
-        for entry in pool:
+        for entry in self._pool():
             assert term_set(transform.cyclic(entry.scheme)) == term_set(entry.scheme)
 
 

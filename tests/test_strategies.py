@@ -30,8 +30,7 @@ class TestNumericModulo2(StrategyContract):
     problem = Problem((2, 2, 2), 7, ring="Z2")
 
     def test_every_scheme_is_what_it_claims(self) -> None:
-        pool, _ = self._play(self.jobs)
-        assert {verify(e.scheme).rings for e in pool} == {("Z2",)}
+        assert {verify(e.scheme).rings for e in self._pool()} == {("Z2",)}
 
 
 class TestCompose(StrategyContract):
