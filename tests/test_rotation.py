@@ -77,5 +77,7 @@ def test_it_serves_where_it_can_act() -> None:
         Problem((3, 3, 3), 23, ring="ZT"),
         Problem((9, 9, 9), 400),
         Problem((1, 1, 1), 1),
+        Problem((3, 3, 3), 13),
     ):
         assert serves(problem) == 0
+    assert serves(Problem((3, 3, 3), 13, strategies=("rotation",))) == 1

@@ -72,13 +72,14 @@ class Rotated:
     """Chains from the best known schemes of about the asked rank; where none is invariant, random starts first."""
 
     name = "rotation"
-    on_request = True
     symmetric = True
 
     def weight(self, problem: Problem, pool: Pool) -> float:
         m, k, n = problem.shape
         fits = m == k == n > 1 and problem.rank > 2 and problem.symmetry in ("", "cyclic")
-        return float(fits and not problem.exact and variables(problem.shape, problem.rank) <= 3 * _LARGEST)
+        if not fits or problem.exact or variables(problem.shape, problem.rank) > 3 * _LARGEST:
+            return 0.0
+        return float(self.name in problem.strategies or 2 * problem.rank > problem.volume)  # few terms: only if named
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
         shape, lam = problem.shape, problem.lam
