@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from stl_search.catalog.record import check_file
 from stl_search.cli import main
 from stl_search.runtime.amm import amm
 from stl_search.scheme import Scheme, Shape
-from stl_search.search.compositions import built, check_work, front, joined, mark, pareto
+from stl_search.search.compositions import Mark, built, check_work, front, joined, mark, pareto
 from stl_search.search.portfolio import discover
 from stl_search.testing import STRASSEN
 
@@ -152,6 +153,25 @@ def test_what_an_entry_of_the_shape_is_better_than_is_no_point(tmp_path: Path, m
 # -- what is shipped ---------------------------------------------------------------------------------------------------
 
 SHIPPED = [e for e in store.entries([store.shipped_dir()]) if e.path.parent.name == "compositions"]
+
+
+def test_where_there_are_more_than_asked_for_those_that_lower_the_error_most_are_kept() -> None:
+    from stl_search.search.compositions import _saved
+
+    steps = [(1, 0.9), (2, 0.89), (4, 0.5), (5, 0.4), (8, 0.1)]
+    assert _saved(steps, {0, 4}, 2) == pytest.approx(np.log(0.9 / 0.5) * 4)  # it serves ranks 4 to 7
+    assert _saved(steps, {2}, 1) == pytest.approx(-np.log(0.89) * 2)  # nothing below: the error is 1
+    everything = pareto((3, 3, 5), "bf16", 1000)
+    few = pareto((3, 3, 5), "bf16", 12)
+    assert len(few) == 12 < len(everything)
+    lam = 2 * score.relative_rounding("bf16") ** 2
+
+    def at_hand(points: list[Mark]) -> float:
+        logs = [min((math.log(p.cost(lam)) for p in points if p.rank <= rank), default=0.0) for rank in range(1, 46)]
+        return sum(logs)
+
+    even = [everything[i] for i in np.linspace(0, len(everything) - 1, 12).round().astype(int)]
+    assert at_hand(few) < at_hand(even)
 
 
 @pytest.mark.parametrize("side", [5, 8])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -228,7 +228,8 @@ def pareto(shape: Shape, dtype: str, count: int, dirs: Iterable[str | os.PathLik
 
     Those below it in rank are the other ones and the entries of the shape itself. Ranks end with the least one of an
     exact scheme: beyond it only rounding differs. The vertices of their lower convex hull come first, then those
-    between, evenly over the ranks. Raises UsageError for a shape that is too large.
+    between, the one first that most lowers the error that is at hand, over most ranks. Raises UsageError for a shape
+    that is too large.
     """
     check_work(shape)
     own = [e for e in store.candidates(shape, ring="R", dirs=dirs) if not _composed(e)]
@@ -245,10 +246,21 @@ def pareto(shape: Shape, dtype: str, count: int, dirs: Iterable[str | os.PathLik
         return found
     corners = {rank for rank, _ in lower_hull([(one.rank, one.cost(lam)) for one in found])}
     chosen = set([i for i, one in enumerate(found) if one.rank in corners][:count])
-    for i in np.linspace(0, len(found) - 1, count).round().astype(int).tolist():
-        if len(chosen) < count:
-            chosen.add(i)
+    steps = [(one.rank, max(one.cost(lam), 1e-30)) for one in found]
+    while len(chosen) < count:
+        chosen.add(max((i for i in range(len(found)) if i not in chosen), key=lambda i: _saved(steps, chosen, i)))
     return [found[i] for i in sorted(chosen)]
+
+
+def _saved(steps: Sequence[tuple[int, float]], chosen: Container[int], new: int) -> float:
+    """By how much a point more lowers the logarithms of the errors at hand, summed over the ranks up to the next one.
+
+    ``steps`` are (rank, error^2) of all points by rank; below the first one chosen a point has the error 1.
+    """
+    rank, cost = steps[new]
+    before = next((steps[i][1] for i in range(new - 1, -1, -1) if i in chosen), 1.0)
+    after = next((steps[i][0] for i in range(new + 1, len(steps)) if i in chosen), rank + 1)
+    return math.log(before / cost) * (after - rank)
 
 
 def lower_hull(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
