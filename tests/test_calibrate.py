@@ -25,7 +25,10 @@ def test_rates_are_measured_once_and_kept(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(calibrate, "ENCODED", {"cpu": 64})
     monkeypatch.setattr(calibrate, "SETTLE", 0.0)
     monkeypatch.setattr(calibrate, "OUTDATED", 1e9)
+    torch.manual_seed(7)
+    drawn = torch.get_rng_state()
     first = calibrate.rates("cpu", "fp32")
+    assert torch.equal(torch.get_rng_state(), drawn)
     assert [s for s, _ in first.dense] == [16.0, 32.0]
     assert all(speed > 0 for curve in (first.dense, first.slices, first.packed) for _, speed in curve)
     assert min(first.bandwidth, first.sums, first.call) > 0

@@ -142,7 +142,9 @@ def cache_dir() -> Path:
 @lru_cache(maxsize=64)
 def _rates(device: str, dtype: str, threads: int) -> Rates:
     path = cache_dir() / f"{machine(device, threads)}-{dtype}.json"
-    found = kept(path, FORMAT, lambda: asdict(measure(device, dtype)), partial(_hold, device=device, dtype=dtype))
+    place = torch.device(device)
+    with torch.random.fork_rng([place] if place.type == "cuda" else []):  # what callers draw hangs on no file
+        found = kept(path, FORMAT, lambda: asdict(measure(device, dtype)), partial(_hold, device=device, dtype=dtype))
     return _read(found)
 
 
