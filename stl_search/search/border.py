@@ -158,19 +158,36 @@ class Rotation:
         r, side = self.rank, self.n * self.n
         x = x.reshape(r, side)
         v, w = self.orders
-        gram = x @ x.T
-        weight = np.ones((r, r))
-        weight[np.arange(r), np.arange(r)] += lam
-        gram_v, gram_w = gram[np.ix_(v, v)], gram[np.ix_(w, w)]
-        own = gram_v * gram_w * weight
+        own, by_v, by_w = self._grams(x, lam)
         at_v, at_w = np.argsort(v), np.argsort(w)
-        hessian = (gram_w * weight)[:, at_v][:, None, :, None] * x[at_v].T[None, :, :, None] * x[v][:, None, None, :]
-        hessian += (gram_v * weight)[:, at_w][:, None, :, None] * x[at_w].T[None, :, :, None] * x[w][:, None, None, :]
+        hessian = by_w[:, None, :, None] * x[at_v].T[None, :, :, None] * x[v][:, None, None, :]
+        hessian += by_v[:, None, :, None] * x[at_w].T[None, :, :, None] * x[w][:, None, None, :]
         i = np.arange(side)
         hessian[:, i, :, i] += own[None]
-        vs, ws = (x[order].reshape(r, self.n, self.n) for order in (v, w))
-        gradient = own @ x - np.matmul(vs, ws).transpose(0, 2, 1).reshape(r, side)
-        return 3 * hessian.reshape(r * side, r * side), 3 * gradient.ravel() + rho * x.ravel()
+        return 3 * hessian.reshape(r * side, r * side), self._gradient(x, own, rho)
+
+    def _grams(self, x: Floats, lam: float) -> tuple[Floats, Floats, Floats]:
+        """(own, by_v, by_w), each (r, r): factors of the blocks of the normal matrix of x (r, n*n).
+
+        ``own[q, p]`` is the inner product of the other two factors of terms q and p, times D, and belongs to the
+        identity; ``by_w[q, p]`` to the outer product of x[p'] and v_q, where p' is the row whose v is p, and ``by_v``
+        likewise with v and w exchanged.
+        """
+        v, w = self.orders
+        gram = x @ x.T
+        weight = np.ones(gram.shape)
+        weight[np.arange(self.rank), np.arange(self.rank)] += lam
+        gram_v, gram_w = gram[np.ix_(v, v)], gram[np.ix_(w, w)]
+        own = gram_v * gram_w * weight
+        return own, (gram_v * weight)[:, np.argsort(w)], (gram_w * weight)[:, np.argsort(v)]
+
+    def _gradient(self, x: Floats, own: Floats, rho: float) -> Floats:
+        """Half the gradient of F + rho |x|^2, flat."""
+        v, w = self.orders
+        vs, ws = (x[order].reshape(self.rank, self.n, self.n) for order in (v, w))
+        gradient = own @ x - np.matmul(vs, ws).transpose(0, 2, 1).reshape(x.shape)
+        flat: Floats = 3 * gradient.ravel() + rho * x.ravel()
+        return flat
 
     def solved(
         self, x: Floats, lam: float, first: float, steps: int, ridge: float, damping: float, clock: Clock

@@ -46,13 +46,9 @@ class Triangle(Rotation):
         r, side = self.rank, self.n * self.n
         x = x.reshape(r, side)
         v, w = self.orders
-        gram = x @ x.T
-        weight = np.ones((r, r))
-        weight[np.arange(r), np.arange(r)] += lam
-        gram_v, gram_w = gram[np.ix_(v, v)], gram[np.ix_(w, w)]
-        own = gram_v * gram_w * weight
+        own, by_v, by_w = self._grams(x, lam)
+        by_v, by_w = 3 * by_v, 3 * by_w
         at_v, at_w = np.argsort(v), np.argsort(w)
-        by_w, by_v = 3 * (gram_w * weight)[:, at_v], 3 * (gram_v * weight)[:, at_w]
         before = np.stack([x[at_v], x[at_w]])
         after = np.stack([x[v], x[w]], axis=1)
         hessian = np.zeros((r, side, r, side))
@@ -63,9 +59,7 @@ class Triangle(Rotation):
             rows = (towards.reshape(-1, 2) @ after[q]).reshape(side, q + 1, side)
             rows[diagonal, :, diagonal] += 3 * own[q, : q + 1]
             hessian[q, :, : q + 1] = rows
-        vs, ws = (x[order].reshape(r, self.n, self.n) for order in (v, w))
-        gradient = own @ x - np.matmul(vs, ws).transpose(0, 2, 1).reshape(r, side)
-        return hessian.reshape(r * side, r * side), 3 * gradient.ravel() + rho * x.ravel()
+        return hessian.reshape(r * side, r * side), self._gradient(x, own, rho)
 
 
 class Rotated:
