@@ -349,16 +349,14 @@ def as_integers(factor: Array) -> tuple[Array, Fraction]:
     """
     if factor.dtype.kind in "iu":
         return factor.astype(np.int64), Fraction(1)
-    values = [Fraction(x) for x in factor.ravel().tolist()]
-    denominator = 1
-    for x in values:
-        denominator = math.lcm(denominator, x.denominator)
-    whole = [int(x * denominator) for x in values]
+    ratios = [x.as_integer_ratio() for x in factor.ravel().tolist()]
+    denominator = math.lcm(*{below for _, below in ratios})
+    whole = [above * (denominator // below) for above, below in ratios]
     out: Array = np.empty(len(whole), dtype=object)
     out[:] = whole
     if all(-(2**62) < x < 2**62 for x in whole):
         out = out.astype(np.int64)
-    return out.reshape(factor.shape), Fraction(1, int(denominator))
+    return out.reshape(factor.shape), Fraction(1, denominator)
 
 
 def triple_sum(u: Array, v: Array, w: Array) -> Array:

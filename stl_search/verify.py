@@ -126,11 +126,11 @@ def residual(scheme: Scheme) -> Fraction:
         grams = []
         for real, imag, _ in parts:
             a = real.reshape(scheme.rank, -1)
-            g_re = a @ a.T
+            g_re = _times(a, a.T)
             g_im = None
             if imag is not None:
                 b = imag.reshape(scheme.rank, -1)
-                g_re, g_im = g_re + b @ b.T, b @ a.T - a @ b.T
+                g_re, g_im = g_re + _times(b, b.T), _times(b, a.T) - _times(a, b.T)
             grams.append((g_re, g_im))
         first = _cmul(grams[0], grams[1], lambda a, b: a * b)
         norm = int(_cmul(first, grams[2], lambda a, b: a * b)[0].sum())
@@ -180,6 +180,35 @@ def _gaussian(factor: Array) -> tuple[Array, Array | None, Fraction]:
         return whole.astype(object), None, scale
     both, scale = as_integers(np.stack([factor.real, factor.imag]))
     return both[0].astype(object), both[1].astype(object), scale
+
+
+def _times(a: Array, b: Array) -> Array:
+    """a (I, K) @ b (K, J) of Python integers, exactly and faster than by their own arithmetic where I J is large.
+
+    Digits of so few bits that float64 sums K products of two of them without rounding; the sums of equal weight are
+    added in int64 and then weighed.
+    """
+    inner = a.shape[1]
+    bits = (52 - inner.bit_length()) // 2
+    left, right = _digits(a, bits), _digits(b, bits)
+    total: Array = np.zeros((len(a), b.shape[1]), dtype=object)
+    for weight in reversed(range(len(left) + len(right) - 1)):
+        level = np.zeros(total.shape, np.int64)
+        for i in range(max(0, weight - len(right) + 1), min(weight + 1, len(left))):
+            level += (left[i] @ right[weight - i]).astype(np.int64)
+        total = (total << bits) + level
+    return total
+
+
+def _digits(x: Array, bits: int) -> list[Array]:
+    """x, Python integers, as float64 arrays: x = sum_i digits[i] 2^(bits i), each below 2^bits in magnitude."""
+    found: list[Array] = []
+    while True:
+        rest = x >> bits
+        if not ((rest != 0) & (rest != -1)).any():
+            return [*found, x.astype(np.float64)]
+        found.append((x & ((1 << bits) - 1)).astype(np.float64))
+        x = rest
 
 
 def _cmul(x: tuple[Array, Array | None], y: tuple[Array, Array | None], times: Any) -> tuple[Array, Array | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import re
 from fractions import Fraction
 from typing import Any
@@ -17,7 +18,7 @@ from stl_search.errors import VerificationError
 from stl_search.scheme import Scheme, matmul_tensor
 from stl_search.testing import STRASSEN
 from stl_search.transform import change_basis, classical, extend, kron, to_ring
-from stl_search.verify import Certificate, first_failure, residual, round_up, verify
+from stl_search.verify import Certificate, _times, first_failure, residual, round_up, verify
 
 TIMELESS = settings(deadline=None)
 # Strassen's scheme, <2,2,2> rank 7 over ZT: rows of u on (a00, a01, a10, a11), of v on b, of w on c alike.
@@ -294,6 +295,20 @@ def test_round_up_at_the_ends() -> None:
         round_up(Fraction(10**400))
     largest = Fraction(1.7976931348623157e308)
     assert round_up(largest) == float(largest)
+
+
+@TIMELESS
+@given(st.integers(0, 140), st.sampled_from([1, 3, 16, 64]), st.integers(0, 2**32))
+def test_products_by_digits_are_those_of_whole_numbers(bits: int, inner: int, seed: int) -> None:
+    rng = random.Random(seed)
+    ends = [0, 1, -1, 2**bits, -(2**bits), 2**bits - 1]
+
+    def drawn(rows: int, cols: int) -> np.ndarray:
+        values = [rng.choice([*ends, rng.randint(-(2**bits), 2**bits)]) for _ in range(rows * cols)]
+        return np.array([*values, None], dtype=object)[:-1].reshape(rows, cols)
+
+    a, b = drawn(3, inner), drawn(inner, 2)
+    assert _times(a, b).tolist() == [[sum(x * y for x, y in zip(row, col, strict=True)) for col in b.T] for row in a]
 
 
 def test_rank_zero() -> None:
