@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba import types
 
-from stl_search.kernels.strips import KEPT, combine_rows
+from stl_search.kernels.strips import KEPT, WIDTH_BYTES, combine_rows, pieces
 from stl_search.kernels.threads import share
 from stl_search.kernels.vectors import LINE
 
@@ -28,18 +29,18 @@ GRAIN = 1 << 15  # entries below which a second thread is not worth its wake-up
 LARGE = 1 << 22  # bytes of an array from which on pages of 2 MB are asked for
 STEP = 4  # what is kept in registers is a multiple of it, so that few forms are compiled
 
-# How the compiled code tells the number formats apart: by the numpy type of an empty array.
-_TAGS = {
-    torch.float32: np.empty(0, np.float32),
-    torch.float64: np.empty(0, np.float64),
-    torch.bfloat16: np.empty(0, np.uint16),
-    torch.float16: np.empty(0, np.int16),
+# How the compiled code names the number formats.
+_KINDS = {
+    torch.float32: types.float32,
+    torch.float64: types.float64,
+    torch.bfloat16: types.uint16,
+    torch.float16: types.int16,
 }
 
 
 def supports(*dtypes: torch.dtype) -> bool:
     """Whether operands and results of these types are handled here: float16, bfloat16, float32, float64."""
-    return all(dtype in _TAGS for dtype in dtypes)
+    return all(dtype in _KINDS for dtype in dtypes)
 
 
 def encode(x: Tensor, coefficients: Tensor, layout: str = "block", dtype: torch.dtype | None = None) -> Tensor:
@@ -104,57 +105,71 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 class _Side:
     """Where the strips of one side lie: P pieces of memory, each with a row for every (batch, row) that is asked for.
 
-    ``base`` (P,) and ``batch`` are addresses and offsets in bytes, ``step`` the bytes from row to row, ``stride`` the
-    entries from column to column; ``rows`` and ``cols`` (P,) say how much of each piece is there, the rest is zero.
-    So many pieces in a row as ``apart`` has entries lie between each other, entry by entry.
+    ``places`` (3, P) holds for each piece its address, and how many rows and columns of it are there; the rest is zero.
+    ``batch`` holds offsets in bytes, ``step`` the bytes from row to row, ``size`` those of an entry, ``stride`` the
+    entries from column to column. As many pieces in a row as ``apart`` says lie between each other, entry by entry.
     """
 
-    def __init__(self, x: Tensor, base: Any, step: int, stride: int, rows: Any, cols: Any, apart: int = 1) -> None:
-        """``x`` is one piece, (..., rows, cols), or what all lie in; ``base`` holds addresses."""
-        size = x.itemsize
-        self.tag = _TAGS[x.dtype]
-        self.base = np.asarray(base, np.int64).ravel()
-        offsets = np.zeros((), np.int64)
-        for length, jump in zip(x.shape[:-2], x.stride()[:-2], strict=True):
-            offsets = np.add.outer(offsets, size * jump * np.arange(length))
-        self.batch = offsets.ravel()
-        self.step, self.stride = size * step, stride
-        self.apart = (0,) * apart  # the compiled code knows its length
-        self.rows, self.cols = (np.maximum(n, 0).astype(np.int64).ravel() for n in (rows, cols))
+    def __init__(self, x: Tensor, places: Any, step: int, stride: int, apart: int = 1) -> None:
+        """``x`` is one piece, (..., rows, cols), or what all lie in."""
+        self.kind, self.size = _KINDS[x.dtype], x.itemsize
+        self.places = places
+        self.batch = _ONE
+        if x.ndim > 2:
+            offsets = np.zeros((), np.int64)
+            for length, jump in zip(x.shape[:-2], x.stride()[:-2], strict=True):
+                offsets = np.add.outer(offsets, self.size * jump * np.arange(length))
+            self.batch = offsets.ravel()
+        self.step, self.stride, self.apart = self.size * step, stride, apart
 
     @classmethod
     def of_matrix(cls, x: Tensor, coefficients: Tensor, layout: str, top: int, left: int) -> _Side:
         """The m k blocks of x: (..., M, K), or what its tiles hold at each of the m k places, from (top, left) on."""
         _, m, k = coefficients.shape
+        a, b = _grid(m, k)
+        rows, cols = x.shape[-2:]
         down, right = x.stride()[-2:]
-        a, b = np.arange(m)[:, None], np.arange(k)[None, :]
-        one = np.ones((m, k), np.int64)
+        places = np.empty((3, m * k), np.int64)
         if layout == "block":
-            height, width = -(-x.shape[-2] // m), -(-x.shape[-1] // k)
-            rows = np.minimum(x.shape[-2] - a * height, height) * one - top
-            cols = np.minimum(x.shape[-1] - b * width, width) * one - left
-            entries = (a * height + top) * down + (b * width + left) * right
-            return cls(x, x.data_ptr() + x.itemsize * entries, down, right, rows, cols)
-        rows = -((a - x.shape[-2]) // m) * one - top
-        cols = -((b - x.shape[-1]) // k) * one - left
-        entries = (a + top * m) * down + (b + left * k) * right
-        apart = k if right == 1 else 1
-        return cls(x, x.data_ptr() + x.itemsize * entries, m * down, k * right, rows, cols, apart)
+            height, width = -(-rows // m), -(-cols // k)
+            places[0] = (a * height + top) * down + (b * width + left) * right
+            places[1] = np.minimum(rows - a * height, height) - top
+            places[2] = np.minimum(cols - b * width, width) - left
+            step, stride, apart = down, right, 1
+        else:
+            places[0] = (a + top * m) * down + (b + left * k) * right
+            places[1] = -((a - rows) // m) - top
+            places[2] = -((b - cols) // k) - left
+            step, stride, apart = m * down, k * right, k if right == 1 else 1
+        places[0] *= x.itemsize
+        places[0] += x.data_ptr()
+        return cls(x, places, step, stride, apart)
 
     @classmethod
     def of_slices(cls, x: Tensor | Sequence[Tensor]) -> _Side:
         """The r slices of x: (r, ..., rows, cols)."""
         one = x[0]
+        places = np.empty((3, len(x)), np.int64)
         if isinstance(x, Tensor):
-            base = x.data_ptr() + x.itemsize * x.stride(0) * np.arange(len(x))
+            places[0] = x.data_ptr() + x.itemsize * x.stride(0) * np.arange(len(x))
         else:
-            base = np.array([piece.data_ptr() for piece in x], np.int64)
-        rows, cols = (np.full(len(x), n) for n in one.shape[-2:])
-        return cls(one, base, one.stride(-2), one.stride(-1), rows, cols)
+            places[0] = [piece.data_ptr() for piece in x]
+        places[1], places[2] = one.shape[-2:]
+        return cls(one, places, one.stride(-2), one.stride(-1))
 
     def arguments(self) -> tuple[Any, ...]:
         """As ``combine_rows`` takes them."""
-        return self.tag, self.base, self.batch, self.step, self.stride, self.rows, self.cols, self.apart
+        return self.places, self.batch, self.step, self.size, self.stride, self.apart
+
+
+_ONE = np.zeros(1, np.int64)  # where no batch is, one matrix at no offset
+
+
+@functools.cache
+def _grid(m: int, k: int) -> tuple[Any, Any]:
+    """(rows, columns) of the m k places of a tile, row by row."""
+    a, b = np.divmod(np.arange(m * k), k)
+    return a, b
 
 
 def _run(source: _Side, target: _Side, piece: Sequence[int], coefficients: Tensor, by_output: bool) -> None:
@@ -163,28 +178,54 @@ def _run(source: _Side, target: _Side, piece: Sequence[int], coefficients: Tenso
     total = len(source.batch) * height
     if total == 0 or width == 0:
         return
-    terms = _terms(coefficients, by_output)
-    work = functools.partial(combine_rows, height, width, *source.arguments(), *target.arguments(), *terms)
-    entries = total * width * max(len(source.base), len(target.base))
+    terms = _Terms(coefficients, by_output)
+    functions = pieces(
+        source.kind, target.kind, _KINDS[coefficients.dtype], source.apart, target.apart, terms.inputs, terms.outputs
+    )
+    strip = WIDTH_BYTES // coefficients.itemsize
+    gathered = max(source.places.shape[1], terms.inputs) * WIDTH_BYTES
+    row = strip * target.size
+    made = row * np.arange(max(target.places.shape[1], terms.outputs))
+
+    def work(first: int, last: int) -> None:
+        held = np.zeros(LINE + gathered + row * len(made), np.uint8)  # of each thread its own
+        address = held.ctypes.data
+        address += -address % LINE
+        combine_rows(
+            height, width, strip, functions.addresses, address, address + gathered, address + gathered + made,
+            *source.arguments(), *target.arguments(), *terms.arguments(), first, last,
+        )  # fmt: skip
+
+    entries = total * width * max(source.places.shape[1], target.places.shape[1])
     threads = max(1, min(torch.get_num_threads(), total, entries // GRAIN))
     cuts = [total * t // threads for t in range(threads + 1)]
     share(lambda t: work(cuts[t], cuts[t + 1]), threads)
 
 
-def _terms(coefficients: Tensor, by_output: bool) -> tuple[Any, ...]:
-    """The matrix (outputs, inputs) as ``combine_rows`` takes it: by rows, where each begins, the inputs and the factors
-    of its non-zeros; whole, and how many inputs or outputs are kept in registers, where no zero in it saves work."""
-    table = coefficients.detach().reshape(len(coefficients), -1).numpy()
-    kept = -(-table.shape[1] // STEP) * STEP
-    none: tuple[int, ...] = ()
-    inputs = outputs = none
-    whole = np.zeros((0, 0), table.dtype)
-    if kept <= KEPT and table.all():
-        whole = np.pad(table, ((0, 0), (0, kept - table.shape[1])))
-        inputs, outputs = ((0,) * kept, none) if by_output else (none, (0,) * kept)
-    if not by_output:
-        table = table.T
-    rows, cols = np.nonzero(table)
-    starts = np.searchsorted(rows, np.arange(len(table) + 1))
-    factors = np.ascontiguousarray(table[rows, cols])
-    return starts.astype(np.int64), cols.astype(np.int64), factors, whole, inputs, outputs
+class _Terms:
+    """The matrix (outputs, inputs) as ``combine_rows`` takes it.
+
+    By rows: where each begins, the inputs and the factors of its non-zeros. Where no zero in it saves work, whole, and
+    how many ``inputs`` or ``outputs`` are kept in registers.
+    """
+
+    def __init__(self, coefficients: Tensor, by_output: bool) -> None:
+        table = coefficients.detach().reshape(len(coefficients), -1).numpy()
+        kept = -(-table.shape[1] // STEP) * STEP
+        self.inputs = self.outputs = 0
+        self.starts = self.cols = _ONE
+        self.factors = self.whole = table[:0]
+        if kept <= KEPT and table.all():
+            self.whole = np.pad(table, ((0, 0), (0, kept - table.shape[1])))
+            self.inputs, self.outputs = (kept, 0) if by_output else (0, kept)
+            return
+        if not by_output:
+            table = table.T
+        rows, cols = np.nonzero(table)
+        self.starts = np.searchsorted(rows, np.arange(len(table) + 1))
+        self.cols = np.ascontiguousarray(cols)
+        self.factors = table[rows, cols]
+
+    def arguments(self) -> tuple[Any, ...]:
+        """As ``combine_rows`` takes them; good as long as this object is."""
+        return self.starts, self.cols, self.factors.ctypes.data, self.whole.ctypes.data, len(self.whole)

@@ -1,7 +1,9 @@
 """The compiled part of ``cpu``: strips of memory combined in vector registers, by LLVM through numba.
 
-``combine_rows`` is the loop; the intrinsics below it emit what numba's own vectoriser would not find: sums that stay in
-registers, tiles taken apart and put together in registers, and the narrow formats, which numba does not know.
+``combine_rows`` is the loop. It knows no number format: what it does with a strip are small functions, ``pieces``, each
+compiled for its formats alone and called at its address, so that a new combination of formats takes some hundredths of
+a second. The intrinsics emit what numba's own vectoriser would not find: sums that stay in registers, tiles taken apart
+and put together in registers, and the narrow formats, which numba does not know.
 """
 
 # mypy: ignore-errors
@@ -9,7 +11,9 @@ registers, tiles taken apart and put together in registers, and the narrow forma
 
 from __future__ import annotations
 
-import numpy as np
+import functools
+from typing import NamedTuple
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -20,16 +24,15 @@ from stl_search.kernels.vectors import (
     WIDE,
     WORD,
     compiled,
-    entry,
+    compiled_piece,
+    entry_at,
     fetch,
     load,
     loop,
     memory_of,
     multiply_add,
     place_of,
-    pointer,
     read,
-    set_entry,
     spread,
     store,
     wide_of,
@@ -38,54 +41,148 @@ from stl_search.kernels.vectors import (
     zero,
 )
 
-__all__ = ["KEPT", "combine_rows"]
+__all__ = ["KEPT", "WIDTH_BYTES", "Pieces", "combine_rows", "pieces"]
 
 VECTORS = 8  # of a strip
 WIDTH_BYTES = VECTORS * BYTES  # of a strip of sums
 KEPT = 16 if WIDE else 8  # inputs or sums, a vector of each, that are kept in registers together
+ADDRESS = 8  # bytes of one
 CHAINS = 4  # sums of one output that are made side by side, since an addition waits for the one before
 
 
-@intrinsic
-def _strip(context, target, gathered, indices, factors, start, stop, place):
-    """Store at address ``place`` the sum of factors[t] * gathered[indices[t]], start <= t < stop.
+class Pieces(NamedTuple):
+    """The functions that ``combine_rows`` calls, of one set of number formats.
 
-    ``gathered`` (P, strip) and ``factors`` have the type of the sums; that of ``target`` names the format in memory.
+    Their addresses are good as long as they are held.
+    """
+
+    addresses: tuple[int, ...]
+    held: tuple[object, ...]
+
+
+@functools.cache
+def pieces(source, target, sums, in_apart, out_apart, inputs, outputs) -> Pieces:
+    """Those of numba's types of the numbers in memory and of the sums.
+
+    ``in_apart`` and ``out_apart`` say how many pieces lie between each other, entry by entry; ``inputs`` or
+    ``outputs``, where not 0, how many of them are kept in registers.
+    """
+    held = (
+        _gatherer(source, sums, in_apart),
+        _end_gatherer(source, sums),
+        _dense_adder(sums, target, inputs, outputs) if inputs + outputs else _adder(sums, target),
+        _scatterer(sums, target, out_apart),
+        _end_scatterer(target),
+    )
+    return Pieces(tuple(function.address for function in held), held)
+
+
+@functools.cache
+def _gatherer(source, sums, count):
+    def gather(offset, place, bases, pieces, ahead):
+        p = 0
+        while p < pieces:
+            _gather(offset, place, bases[p], p, ahead, count)
+            p += count
+
+    pointers = (types.CPointer(kind) for kind in (source, sums, types.int64))
+    return compiled_piece(gather, *pointers, types.int64, types.int64)
+
+
+@functools.cache
+def _end_gatherer(source, sums):
+    def gather_ends(address, place, there, stride, strip):
+        for t in range(there):
+            place[t] = entry_at(address, place, t * stride)
+        for t in range(max(there, 0), strip):
+            place[t] = 0
+
+    return compiled_piece(gather_ends, types.CPointer(source), types.CPointer(sums), *[types.int64] * 3)
+
+
+@functools.cache
+def _adder(sums, target):
+    def add(gathered, indices, factors, offset, bases, starts, results):
+        q = 0
+        while q < results:
+            _strip(gathered, indices, factors, offset, bases[q], starts[q], starts[q + 1])
+            q += 1
+
+    pointers = (types.CPointer(kind) for kind in (sums, types.int64, sums, target, types.int64, types.int64))
+    return compiled_piece(add, *pointers, types.int64)
+
+
+@functools.cache
+def _dense_adder(sums, target, inputs, outputs):
+    def add_all(gathered, table, made, length):
+        _dense(gathered, table, made, length, inputs, outputs)
+
+    return compiled_piece(add_all, *(types.CPointer(kind) for kind in (sums, sums, target)), types.int64)
+
+
+@functools.cache
+def _scatterer(sums, target, count):
+    lanes = BYTES * 8 // sums.bitwidth
+
+    def scatter(made, offset, bases, results):
+        q = 0
+        while q < results:
+            _scatter(made, offset, bases[q], q, lanes, count)
+            q += count
+
+    return compiled_piece(scatter, *(types.CPointer(kind) for kind in (target, target, types.int64)), types.int64)
+
+
+@functools.cache
+def _end_scatterer(target):
+    def scatter_ends(made, address, there, stride):
+        for t in range(there):
+            address[t * stride] = made[t]
+
+    return compiled_piece(scatter_ends, *[types.CPointer(target)] * 2, *[types.int64] * 2)
+
+
+@intrinsic
+def _strip(context, gathered, indices, factors, offset, base, start, stop):
+    """Store at offset + base the sum of factors[t] * gathered[indices[t]], start <= t < stop, a strip.
+
+    ``gathered`` (P, strip) and ``factors`` are in the type of the sums; that of ``offset`` is the format in memory.
     """
 
     def build(context, builder, signature, args):
         wide = wide_of(factors)
-        base, indices_, factors_ = (pointer(context, builder, signature, args, i) for i in (1, 2, 3))
-        base = builder.ptrtoint(base, WORD)
+        first, place = (builder.ptrtoint(args[i], WORD) for i in (0, 3))
+        place = builder.add(place, args[4])
 
         def term(t, sums):
-            factor = spread(builder, wide, factors_, t)
-            address = builder.add(base, builder.mul(builder.load(builder.gep(indices_, [t])), word(WIDTH_BYTES)))
+            factor = spread(builder, wide, args[2], t)
+            index = builder.load(builder.gep(args[1], [t]))
+            address = builder.add(first, builder.mul(index, word(WIDTH_BYTES)))
             strips = [load(builder, gathered.dtype, wide, address, v) for v in range(VECTORS)]
             return [multiply_add(builder, s, factor, x) for s, x in zip(sums, strips, strict=True)]
 
-        for v, total in enumerate(loop(builder, args[4], args[5], [zero(wide)] * VECTORS, term)):
-            store(builder, target.dtype, wide, total, args[6], v)
+        for v, total in enumerate(loop(builder, args[5], args[6], [zero(wide)] * VECTORS, term)):
+            store(builder, offset.dtype, wide, total, place, v)
         return context.get_dummy_value()
 
-    return types.void(target, gathered, indices, factors, start, stop, place), build
+    return types.void(gathered, indices, factors, offset, base, start, stop), build
 
 
-@intrinsic
-def _dense(context, target, gathered, table, made, inputs, outputs):
+@intrinsic(prefer_literal=True)
+def _dense(context, gathered, table, made, length, inputs, outputs):
     """made[q] = the strip sum_p matrix[q, p] * gathered[p] for all q, a vector's width of one side kept in registers.
 
-    ``gathered`` (P, strip) has the type of the sums, ``made`` (Q, strip) that of ``target``, which names the format.
-    What is kept are the inputs or the sums of the outputs, whichever tuple is not empty, one for each entry of it; the
-    matrix is given as ``table``, (Q, P) when it is the inputs, (P, Q) when it is the outputs.
+    ``gathered`` (P, strip) is in the type of the sums, ``made`` (Q, strip) in the format in memory. What is kept are
+    the inputs or the sums of the outputs, as many as the one says that is not 0; the matrix is given as ``table``,
+    (Q, P) when it is the inputs, (P, Q) when it is the outputs, and ``length`` is its first side.
     """
+    inputs_, outputs_ = inputs.literal_value, outputs.literal_value
 
     def build(context, builder, signature, args):
-        wide, size = wide_of(table), memory_of(target.dtype, 1)[1]
-        factors = pointer(context, builder, signature, args, 2)
-        source, place = (builder.ptrtoint(pointer(context, builder, signature, args, i), WORD) for i in (1, 3))
-        length = builder.extract_value(context.make_array(table)(context, builder, args[2]).shape, 0)
-        kept = max(len(inputs), len(outputs))
+        wide, size = wide_of(table), memory_of(made.dtype, 1)[1]
+        source, place = (builder.ptrtoint(args[i], WORD) for i in (0, 2))
+        factors, count = args[1], args[3]
+        kept = max(inputs_, outputs_)
         row = wide.count * VECTORS * size
 
         def entry(first, p):
@@ -101,76 +198,77 @@ def _dense(context, target, gathered, table, made, inputs, outputs):
                     sums[p % CHAINS] = multiply_add(builder, sums[p % CHAINS], entry(q, p), x)
                 while len(sums) > 1:
                     sums = [*sums[2:], builder.fadd(sums[0], sums[1])]
-                store(builder, target.dtype, wide, sums[0], builder.add(goal, builder.mul(q, word(row))), 0)
+                store(builder, made.dtype, wide, sums[0], builder.add(goal, builder.mul(q, word(row))), 0)
                 return []
 
             def term(p, sums):
                 x = load(builder, table.dtype, wide, builder.add(start, builder.mul(p, word(WIDTH_BYTES))), 0)
                 return [multiply_add(builder, total, entry(p, q), x) for q, total in enumerate(sums)]
 
-            if len(inputs):
+            if inputs_:
                 held = [load(builder, table.dtype, wide, start, p * VECTORS) for p in range(kept)]
-                loop(builder, word(0), length, [], output)
+                loop(builder, word(0), count, [], output)
             else:
-                for q, total in enumerate(loop(builder, word(0), length, [zero(wide)] * kept, term)):
-                    store(builder, target.dtype, wide, total, goal, q * VECTORS)
+                for q, total in enumerate(loop(builder, word(0), count, [zero(wide)] * kept, term)):
+                    store(builder, made.dtype, wide, total, goal, q * VECTORS)
             return []
 
-        if kept:
-            loop(builder, word(0), word(VECTORS), [], column)
+        loop(builder, word(0), word(VECTORS), [], column)
         return context.get_dummy_value()
 
-    return types.void(target, gathered, table, made, inputs, outputs), build
+    return types.void(gathered, table, made, length, inputs, outputs), build
 
 
-@intrinsic
-def _gather(context, source, gathered, piece, address, ahead, apart):
-    """gathered[piece + b] = the strip of every c-th entry from the b-th on, b < c = len(apart), at an address.
+@intrinsic(prefer_literal=True)
+def _gather(context, offset, gathered, base, piece, ahead, apart):
+    """gathered[piece + b] = the strip of every c-th entry from the b-th on, b < c = ``apart``, at offset + base.
 
-    The type of ``source`` names the format in memory. As many entries at the address ``ahead`` are fetched into cache.
+    The type of ``offset`` names the format in memory. As many entries, ``ahead`` bytes further, are fetched into cache.
     """
-    count = len(apart)
+    count = apart.literal_value
 
     def build(context, builder, signature, args):
         wide = wide_of(gathered)
-        start = builder.ptrtoint(pointer(context, builder, signature, args, 1), WORD)
-        place = builder.add(start, builder.mul(args[2], word(WIDTH_BYTES)))
-        for offset in range(0, count * VECTORS * memory_of(source.dtype, wide.count)[1], LINE):
-            fetch(builder, builder.add(args[4], word(offset)))
+        address, place = (builder.ptrtoint(args[i], WORD) for i in (0, 1))
+        address = builder.add(address, args[2])
+        place = builder.add(place, builder.mul(args[3], word(WIDTH_BYTES)))
+        following = builder.add(address, args[4])
+        for line in range(0, count * VECTORS * memory_of(offset.dtype, wide.count)[1], LINE):
+            fetch(builder, builder.add(following, word(line)))
         for v in range(VECTORS):
-            taken = [read(builder, source.dtype, wide.count, args[3], v * count + c) for c in range(count)]
+            taken = [read(builder, offset.dtype, wide.count, address, v * count + c) for c in range(count)]
             for b in range(count):
                 x = _taken(builder, taken, [divmod(b + count * t, wide.count) for t in range(wide.count)])
-                x = widened(builder, source.dtype, wide, x)
+                x = widened(builder, offset.dtype, wide, x)
                 store(builder, gathered.dtype, wide, x, place, b * VECTORS + v)
         return context.get_dummy_value()
 
-    return types.void(source, gathered, types.int64, types.int64, types.int64, apart), build
+    return types.void(offset, gathered, base, piece, ahead, apart), build
 
 
-@intrinsic
-def _scatter(context, gathered, made, piece, address, apart):
-    """The strips made[piece + b], b < len(apart), to an address, their entries in turn: ``_gather`` undone.
+@intrinsic(prefer_literal=True)
+def _scatter(context, made, offset, base, piece, lanes, apart):
+    """The strips made[piece + b], b < ``apart``, to offset + base, their entries in turn: ``_gather`` undone.
 
-    ``gathered`` stands for the type of the sums.
+    A strip has VECTORS times ``lanes`` entries.
     """
-    count = len(apart)
+    width, count = lanes.literal_value, apart.literal_value
 
     def build(context, builder, signature, args):
-        lanes = wide_of(gathered).count
-        row = VECTORS * memory_of(made.dtype, lanes)[1]
-        start = builder.ptrtoint(pointer(context, builder, signature, args, 1), WORD)
-        place = builder.add(start, builder.mul(args[2], word(row)))
+        place, address = (builder.ptrtoint(args[i], WORD) for i in (0, 1))
+        row = VECTORS * memory_of(made.dtype, width)[1]
+        place = builder.add(place, builder.mul(args[3], word(row)))
+        address = builder.add(address, args[2])
         for v in range(VECTORS):
-            taken = [read(builder, made.dtype, lanes, place, b * VECTORS + v) for b in range(count)]
+            taken = [read(builder, made.dtype, width, place, b * VECTORS + v) for b in range(count)]
             for c in range(count):
-                turns = [divmod(c * lanes + t, count) for t in range(lanes)]
+                turns = [divmod(c * width + t, count) for t in range(width)]
                 x = _taken(builder, taken, [(b, lane) for lane, b in turns])
-                goal = place_of(builder, args[3], made.dtype, lanes, v * count + c)
+                goal = place_of(builder, address, made.dtype, width, v * count + c)
                 builder.store(x, goal, align=made.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(gathered, made, types.int64, types.int64, apart), build
+    return types.void(made, offset, base, piece, lanes, apart), build
 
 
 def _taken(builder, vectors, picks):
@@ -185,33 +283,61 @@ def _taken(builder, vectors, picks):
     return found
 
 
+@intrinsic
+def _call(context, function, pointers, numbers):
+    """Call the function at an address, which takes pointers, then whole numbers; both are given as tuples of int64."""
+
+    def build(context, builder, signature, args):
+        byte = ir.IntType(8).as_pointer()
+        given = [
+            builder.inttoptr(builder.extract_value(args[1], i), byte) for i in range(len(pointers))
+        ] + [builder.extract_value(args[2], i) for i in range(len(numbers))]  # fmt: skip
+        kind = ir.FunctionType(ir.VoidType(), [byte] * len(pointers) + [WORD] * len(numbers))
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), given)
+        return context.get_dummy_value()
+
+    return types.void(function, pointers, numbers), build
+
+
+@intrinsic
+def _at(context, array):
+    """The address of the numbers of an array."""
+
+    def build(context, builder, signature, args):
+        return builder.ptrtoint(context.make_array(array)(context, builder, args[0]).data, WORD)
+
+    return types.int64(array), build
+
+
 @compiled
 def combine_rows(
-    height, width,
-    source, in_base, in_batch, in_step, in_stride, in_rows, in_cols, in_apart,
-    target, out_base, out_batch, out_step, out_stride, out_rows, out_cols, out_apart,
-    starts, indices, factors, table, inputs, outputs, first, last,
+    height, width, strip, functions, gathered, made, made_bases,
+    in_places, in_batch, in_step, in_entry, in_stride, in_apart,
+    out_places, out_batch, out_step, out_entry, out_stride, out_apart,
+    starts, indices, factors, table, length, first, last,
 ):  # fmt: skip
     """The rows first <= batch * height + row < last of every output piece.
 
     The strips of all inputs are first gathered in the first cache, where they cannot evict each other, and all results
-    are made there. One that a piece holds in full moves as a whole, the last of a row overlapping its neighbour; others
-    (ragged edges, columns at unusual distances) move entry by entry, zeros beyond the edge. ``in_apart`` and
-    ``out_apart`` are tuples as long as there are pieces that lie between each other, entry by entry. ``inputs`` and
-    ``outputs`` choose the way of ``_dense``; both empty, it is ``_strip`` with what is not zero.
+    are made there: at the addresses ``gathered``, of zeros, and ``made``, each at one of ``made_bases``. One that a
+    piece holds in full moves as a whole, the last of a row overlapping its neighbour; others (ragged edges, columns at
+    unusual distances) move entry by entry, zeros beyond the edge. ``strip`` is the entries of one, ``in_entry`` and
+    ``out_entry`` are the bytes of an entry, ``functions`` the addresses of ``pieces``; ``factors`` and ``table``
+    are addresses too. With a ``length``, that of ``table``, all results are made at once.
     """
-    strip = WIDTH_BYTES // factors.itemsize
-    in_size, out_size = source.itemsize * in_stride, target.itemsize * out_stride
-    in_group, out_group = len(in_apart), len(out_apart)
-    pieces, results = len(in_base), len(out_base)
-    gathered = np.zeros((max(pieces, len(inputs)), strip), factors.dtype)
-    made = np.zeros((max(results, len(outputs)), strip), target.dtype)
-    full = len(inputs) + len(outputs) > 0
+    gather, gather_ends, add, scatter, scatter_ends = functions
+    in_size, out_size = in_entry * in_stride, out_entry * out_stride
+    in_base, in_rows, in_cols = in_places[0], in_places[1], in_places[2]
+    out_base, out_rows, out_cols = out_places[0], out_places[1], out_places[2]
+    inputs, results = len(in_base), len(out_base)
+    in_bases, out_bases, to_made = _at(in_places), _at(out_places), _at(made_bases)
+    sums = gathered, _at(indices), factors
+    straight = out_apart == 1 and out_stride == 1 and not length  # results that are not made elsewhere first
     for g in range(first, last):
         b, i = g // height, g % height
         in_row, out_row = in_batch[b] + i * in_step, out_batch[b] + i * out_step
         whole = width  # columns that all pieces have
-        for p in range(pieces):
+        for p in range(inputs):
             whole = min(whole, in_cols[p] if i < in_rows[p] else 0)
         for q in range(results):
             whole = min(whole, out_cols[q] if i < out_rows[q] else 0)
@@ -220,41 +346,43 @@ def combine_rows(
             if j < whole < j + strip and whole >= strip:
                 j = whole - strip
             stop = min(j + strip, width)
-            following = strip * in_size if stop < width else in_step - j * in_size
-            for p in range(0, pieces, in_group):
-                least = strip if in_stride == in_group else 0
-                for c in range(p, p + in_group):
-                    least = min(least, min(stop, in_cols[c]) - j if i < in_rows[c] else 0)
-                if least == strip:
-                    address = in_base[p] + in_row + j * in_size
-                    _gather(source, gathered, p, address, address + following, in_apart)
-                    continue
-                for c in range(p, p + in_group):
-                    there = min(stop, in_cols[c]) - j if i < in_rows[c] else 0
-                    address = in_base[c] + in_row + j * in_size
-                    for t in range(there):
-                        gathered[c, t] = entry(source, gathered, address + t * in_size)
-                    for t in range(max(there, 0), strip):
-                        gathered[c, t] = 0
-            if full:
-                _dense(target, gathered, table, made, inputs, outputs)
-            for q in range(0, results, out_group):
-                least = strip if out_stride == out_group else 0
-                for c in range(q, q + out_group):
-                    least = min(least, min(stop, out_cols[c]) - j if i < out_rows[c] else 0)
-                address = out_base[q] + out_row + j * out_size
-                if least == strip and out_group == 1 and not full:
-                    _strip(target, gathered, indices, factors, starts[q], starts[q + 1], address)
-                    continue
-                for c in range(q, q + out_group):
-                    if not full:
-                        _strip(target, gathered, indices, factors, starts[c], starts[c + 1], made[c].ctypes.data)
-                if least == strip:
-                    _scatter(gathered, made, q, address, out_apart)
-                    continue
-                for c in range(q, q + out_group):
-                    there = min(stop, out_cols[c]) - j if i < out_rows[c] else 0
-                    address = out_base[c] + out_row + j * out_size
-                    for t in range(there):
-                        set_entry(target, address + t * out_size, made[c, t])
+            ahead = strip * in_size if stop < width else in_step - j * in_size
+            source, target = in_row + j * in_size, out_row + j * out_size
+            full = stop - j == strip and stop <= whole
+            if full and in_stride == in_apart:
+                _call(gather, (source, gathered, in_bases), (inputs, ahead))
+            else:
+                for p in range(0, inputs, in_apart):
+                    least = strip if in_stride == in_apart else 0
+                    for c in range(p, p + in_apart):
+                        least = min(least, min(stop, in_cols[c]) - j if i < in_rows[c] else 0)
+                    if least == strip:
+                        place = gathered + p * WIDTH_BYTES
+                        _call(gather, (source, place, in_bases + p * ADDRESS), (in_apart, ahead))
+                        continue
+                    for c in range(p, p + in_apart):
+                        there = min(stop, in_cols[c]) - j if i < in_rows[c] else 0
+                        place = gathered + c * WIDTH_BYTES
+                        _call(gather_ends, (source + in_base[c], place), (there, in_stride, strip))
+            if full and straight:
+                _call(add, (*sums, target, out_bases, _at(starts)), (results,))
+                j += strip
+                continue
+            if length:
+                _call(add, (gathered, table, made), (length,))
+            else:
+                _call(add, (*sums, 0, to_made, _at(starts)), (results,))
+            if full and out_stride == out_apart:
+                _call(scatter, (made, target, out_bases), (results,))
+            else:
+                for q in range(0, results, out_apart):
+                    least = strip if out_stride == out_apart else 0
+                    for c in range(q, q + out_apart):
+                        least = min(least, min(stop, out_cols[c]) - j if i < out_rows[c] else 0)
+                    if least == strip:
+                        _call(scatter, (made_bases[q], target, out_bases + q * ADDRESS), (out_apart,))
+                        continue
+                    for c in range(q, q + out_apart):
+                        there = min(stop, out_cols[c]) - j if i < out_rows[c] else 0
+                        _call(scatter_ends, (made_bases[c], target + out_base[c]), (there, out_stride))
             j += strip

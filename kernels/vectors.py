@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -21,14 +21,15 @@ __all__ = [
     "WIDE",
     "WORD",
     "compiled",
+    "compiled_piece",
     "entry",
+    "entry_at",
     "fetch",
     "load",
     "loop",
     "memory_of",
     "multiply_add",
     "place_of",
-    "pointer",
     "read",
     "set_entry",
     "spread",
@@ -70,8 +71,18 @@ def set_entry(context, target, address, value):
     return types.void(target, types.int64, target.dtype), build
 
 
-def pointer(context, builder, signature, args, position):
-    return context.make_array(signature.args[position])(context, builder, args[position]).data
+@intrinsic
+def entry_at(context, source, wide, index):
+    """source[index], in the type of what ``wide`` points to."""
+
+    def build(context, builder, signature, args):
+        one = ir.VectorType(wide_of(wide).element, 1)
+        size = source.dtype.bitwidth // 8
+        address = builder.add(builder.ptrtoint(args[0], WORD), builder.mul(args[2], word(size)))
+        x = load(builder, source.dtype, one, address, 0)
+        return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+
+    return wide.dtype(source, wide, types.int64), build
 
 
 def word(n):
@@ -197,3 +208,12 @@ def compiled(function):
         return njit(cache=True, nogil=True, error_model="numpy")(function)
     except RuntimeError:
         return njit(nogil=True, error_model="numpy")(function)
+
+
+def compiled_piece(function, *arguments):
+    """The same with the arguments of C, pointers and whole numbers; what is returned knows its ``address``."""
+    signature = types.void(*arguments)
+    try:
+        return cfunc(signature, cache=True, error_model="numpy")(function)
+    except RuntimeError:
+        return cfunc(signature, error_model="numpy")(function)
