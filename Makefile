@@ -32,7 +32,7 @@ run: $(READY)
 	@$(BIN)/python benchmarks/demo.py $(RUN_ARGS)
 
 test: $(READY)
-	@$(BIN)/pytest -n auto --dist worksteal $(PYTEST_ARGS)
+	@$(BIN)/pytest -n auto $(PYTEST_ARGS)
 
 check: $(READY)
 	@echo '== lint and formatting'
