@@ -79,9 +79,9 @@ def pieces(source, target, sums, in_apart, out_apart, inputs, outputs) -> Pieces
 
 @functools.cache
 def _gatherer(source, sums, count):
-    def gather(offset, place, bases, pieces, ahead):
+    def gather(offset, place, bases, inputs, ahead):
         p = 0
-        while p < pieces:
+        while p < inputs:
             _gather(offset, place, bases[p], p, ahead, count)
             p += count
 
@@ -310,6 +310,17 @@ def _at(context, array):
 
 
 @compiled
+def _reach(places, first, count, i, limit):
+    """The columns, at most ``limit``, that ``count`` pieces from ``first`` on all have in row i; 0 without the row.
+
+    ``places`` (3, P) holds addresses, rows and columns of the pieces.
+    """
+    for p in range(first, first + count):
+        limit = min(limit, places[2, p] if i < places[1, p] else 0)
+    return limit
+
+
+@compiled
 def combine_rows(
     height, width, strip, functions, gathered, made, made_bases,
     in_places, in_batch, in_step, in_entry, in_stride, in_apart,
@@ -327,20 +338,15 @@ def combine_rows(
     """
     gather, gather_ends, add, scatter, scatter_ends = functions
     in_size, out_size = in_entry * in_stride, out_entry * out_stride
-    in_base, in_rows, in_cols = in_places[0], in_places[1], in_places[2]
-    out_base, out_rows, out_cols = out_places[0], out_places[1], out_places[2]
-    inputs, results = len(in_base), len(out_base)
+    inputs, results = in_places.shape[1], out_places.shape[1]
     in_bases, out_bases, to_made = _at(in_places), _at(out_places), _at(made_bases)
     sums = gathered, _at(indices), factors
-    straight = out_apart == 1 and out_stride == 1 and not length  # results that are not made elsewhere first
+    straight = out_apart == 1 and not length  # results that are not made elsewhere first
     for g in range(first, last):
         b, i = g // height, g % height
         in_row, out_row = in_batch[b] + i * in_step, out_batch[b] + i * out_step
-        whole = width  # columns that all pieces have
-        for p in range(inputs):
-            whole = min(whole, in_cols[p] if i < in_rows[p] else 0)
-        for q in range(results):
-            whole = min(whole, out_cols[q] if i < out_rows[q] else 0)
+        whole = _reach(in_places, 0, inputs, i, width)  # columns that all pieces have
+        whole = _reach(out_places, 0, results, i, whole)
         j = 0
         while j < width:
             if j < whole < j + strip and whole >= strip:
@@ -348,23 +354,21 @@ def combine_rows(
             stop = min(j + strip, width)
             ahead = strip * in_size if stop < width else in_step - j * in_size
             source, target = in_row + j * in_size, out_row + j * out_size
-            full = stop - j == strip and stop <= whole
-            if full and in_stride == in_apart:
+            moves_in = stop - j == strip and in_stride == in_apart  # as a whole, where all of it is there
+            moves_out = stop - j == strip and out_stride == out_apart
+            if moves_in and stop <= whole:
                 _call(gather, (source, gathered, in_bases), (inputs, ahead))
             else:
                 for p in range(0, inputs, in_apart):
-                    least = strip if in_stride == in_apart else 0
-                    for c in range(p, p + in_apart):
-                        least = min(least, min(stop, in_cols[c]) - j if i < in_rows[c] else 0)
-                    if least == strip:
+                    if moves_in and _reach(in_places, p, in_apart, i, stop) == stop:
                         place = gathered + p * WIDTH_BYTES
                         _call(gather, (source, place, in_bases + p * ADDRESS), (in_apart, ahead))
                         continue
                     for c in range(p, p + in_apart):
-                        there = min(stop, in_cols[c]) - j if i < in_rows[c] else 0
+                        there = _reach(in_places, c, 1, i, stop) - j
                         place = gathered + c * WIDTH_BYTES
-                        _call(gather_ends, (source + in_base[c], place), (there, in_stride, strip))
-            if full and straight:
+                        _call(gather_ends, (source + in_places[0, c], place), (there, in_stride, strip))
+            if straight and moves_out and stop <= whole:
                 _call(add, (*sums, target, out_bases, _at(starts)), (results,))
                 j += strip
                 continue
@@ -372,17 +376,14 @@ def combine_rows(
                 _call(add, (gathered, table, made), (length,))
             else:
                 _call(add, (*sums, 0, to_made, _at(starts)), (results,))
-            if full and out_stride == out_apart:
+            if moves_out and stop <= whole:
                 _call(scatter, (made, target, out_bases), (results,))
             else:
                 for q in range(0, results, out_apart):
-                    least = strip if out_stride == out_apart else 0
-                    for c in range(q, q + out_apart):
-                        least = min(least, min(stop, out_cols[c]) - j if i < out_rows[c] else 0)
-                    if least == strip:
+                    if moves_out and _reach(out_places, q, out_apart, i, stop) == stop:
                         _call(scatter, (made_bases[q], target, out_bases + q * ADDRESS), (out_apart,))
                         continue
                     for c in range(q, q + out_apart):
-                        there = min(stop, out_cols[c]) - j if i < out_rows[c] else 0
-                        _call(scatter_ends, (made_bases[c], target + out_base[c]), (there, out_stride))
+                        there = _reach(out_places, c, 1, i, stop) - j
+                        _call(scatter_ends, (made_bases[c], target + out_places[0, c]), (there, out_stride))
             j += strip

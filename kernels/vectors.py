@@ -53,9 +53,7 @@ def entry(context, source, gathered, address):
     """The entry at an address, in the type of ``gathered``."""
 
     def build(context, builder, signature, args):
-        one = ir.VectorType(wide_of(gathered).element, 1)
-        x = load(builder, source.dtype, one, args[2], 0)
-        return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+        return _single(builder, source, gathered, args[2])
 
     return gathered.dtype(source, gathered, types.int64), build
 
@@ -76,13 +74,16 @@ def entry_at(context, source, wide, index):
     """source[index], in the type of what ``wide`` points to."""
 
     def build(context, builder, signature, args):
-        one = ir.VectorType(wide_of(wide).element, 1)
-        size = source.dtype.bitwidth // 8
-        address = builder.add(builder.ptrtoint(args[0], WORD), builder.mul(args[2], word(size)))
-        x = load(builder, source.dtype, one, address, 0)
-        return builder.extract_element(x, ir.Constant(ir.IntType(32), 0))
+        offset = builder.mul(args[2], word(source.dtype.bitwidth // 8))
+        return _single(builder, source, wide, builder.add(builder.ptrtoint(args[0], WORD), offset))
 
     return wide.dtype(source, wide, types.int64), build
+
+
+def _single(builder, source, wide, address):
+    """The entry at an address in the format of ``source``, in the type of ``wide``."""
+    one = ir.VectorType(wide_of(wide).element, 1)
+    return builder.extract_element(load(builder, source.dtype, one, address, 0), ir.Constant(ir.IntType(32), 0))
 
 
 def word(n):
@@ -211,7 +212,7 @@ def compiled(function):
 
 
 def compiled_piece(function, *arguments):
-    """The same with the arguments of C, pointers and whole numbers; what is returned knows its ``address``."""
+    """Compiled for arguments of these types, pointers and whole numbers; the ``address`` is called as C would."""
     signature = types.void(*arguments)
     try:
         return cfunc(signature, cache=True, error_model="numpy")(function)
