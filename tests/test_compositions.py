@@ -67,6 +67,17 @@ def test_no_product_or_sum_of_two_parts_is_better_than_the_front() -> None:
         assert flat[whole.rank].cost(LAM) <= score.error(whole, "bf16") ** 2 + 1e-12
 
 
+def test_a_part_with_more_error_and_less_noise_counts() -> None:
+    """Multiplied by an exact scheme with noise, the part that is best at the precision is not the best one."""
+    exact, near = Mark((2, 2, 2), 7, 1.0, 1.0, 5.0), Mark((2, 2, 2), 6, 1.0, 1.0, 0.02 / LAM)
+    calm = Mark((2, 2, 2), 6, 0.97, 0.97, 2.0)
+    assert near.cost(LAM) < calm.cost(LAM)
+    found = front((4, 4, 4), [exact, near, calm], LAM)
+    best = min(1 - 2 * a.c * exact.c + a.s * exact.s + LAM * a.kappa * exact.kappa for a in (near, calm))
+    assert found[42].cost(LAM) == pytest.approx(best, rel=1e-9)
+    assert found[42].cost(LAM) < 0.5 * (near.cost(LAM) * exact.kappa)
+
+
 def test_own_schemes_count_only_where_asked() -> None:
     marks = [mark(PARTS[1])]
     assert front((2, 2, 2), marks, LAM)[5].source is PARTS[1]

@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 STRATEGY = "composition"  # in the provenance of what ``written`` writes
+NOISES = (1, 4, 16, 64)  # where rounding weighs as many times as much, other parts are best: see _fronts
 MAX_WORK = 50_000_000  # pairs of ranks compared for one shape: <8,8,8> has a tenth and takes seconds, <10,10,10> passes
 
 
@@ -118,61 +119,89 @@ def check_work(shape: Shape) -> None:
             raise UsageError(f"<{name}> is too large to be composed: over {MAX_WORK} pairs of parts to compare")
 
 
-def front(
-    shape: Shape, marks: Iterable[Mark], lam: float, memo: dict[Shape, list[Mark]] | None = None, own: bool = True
-) -> list[Mark]:
+def front(shape: Shape, marks: Iterable[Mark], lam: float, own: bool = True) -> list[Mark]:
     """For ranks 0 .. mkn: the best at most of that rank, of the marks given and of all that is composed of them.
 
-    With ``own`` false marks of the shape itself are left out. ``memo`` keeps the fronts of smaller shapes.
+    With ``own`` false marks of the shape itself are left out.
     """
-    memo = {} if memo is None else memo
-    key = _sorted(shape)
-    if own and key in memo:
+    fronts: dict[Shape, list[list[Mark]]] = {}
+    return _fronts(_sorted(shape), list(marks), [lam * noise for noise in NOISES], fronts, own)[0]
+
+
+def _fronts(
+    key: Shape, marks: Sequence[Mark], lams: Sequence[float], memo: dict[Shape, list[list[Mark]]], own: bool
+) -> list[list[Mark]]:
+    """``front`` for each of several lam; for the first alone where marks of the shape itself are left out.
+
+    A Kronecker product with an exact scheme is best for the part that is best at lam times the other's kappa, so that
+    parts that are best at any lam are tried; a direct sum is best for those that are best at its own.
+    """
+    if key in memo:
         return memo[key]
-    marks = list(marks)
     volume = math.prod(key)
-    best = [Mark(key, r, r / volume, r / volume, r / volume) for r in range(volume + 1)]
+    ahead = lams if own else lams[:1]
+    fronts = [[Mark(key, r, r / volume, r / volume, r / volume) for r in range(volume + 1)] for _ in ahead]
     if min(key) > 1:  # else every product is needed: a flattening has full rank, with equal singular values
-        for one in marks:
-            if own and one.shape == key and one.rank <= volume and one.cost(lam) < best[one.rank].cost(lam):
-                best[one.rank] = one
-        for operation, first, second in splits(key):
-            parts = front(first, marks, lam, memo), front(second, marks, lam, memo)
-            _compose(best, operation, (first, second), parts, lam)
-        for rank in range(1, volume + 1):
-            if best[rank - 1].cost(lam) <= best[rank].cost(lam):
-                best[rank] = best[rank - 1]
+        for best, lam in zip(fronts, ahead, strict=True):
+            for one in marks:
+                if own and one.shape == key and one.rank <= volume and one.cost(lam) < best[one.rank].cost(lam):
+                    best[one.rank] = one
+        seen: set[tuple[bool, frozenset[Shape]]] = set()
+        for operation, *shapes in splits(key):
+            kron, sides = operation == "kron", (_sorted(shapes[0]), _sorted(shapes[1]))
+            if (kron, frozenset(sides)) in seen:
+                continue  # the same figures, by a permutation
+            seen.add((kron, frozenset(sides)))
+            first, second = (_fronts(side, marks, lams, memo, True) for side in sides)
+            made = shapes[0], shapes[1]
+            if kron:
+                _compose(fronts, operation, made, (_all(first), _all(second)), ahead)
+            else:
+                for best, lam, *parts in zip(fronts, ahead, first, second, strict=False):
+                    _compose([best], operation, made, (parts[0], parts[1]), [lam])
+        for best, lam in zip(fronts, ahead, strict=True):
+            for rank in range(1, volume + 1):
+                if best[rank - 1].cost(lam) <= best[rank].cost(lam):
+                    best[rank] = best[rank - 1]
     if own:
-        memo[key] = best
-    return best
+        memo[key] = fronts
+    return fronts
+
+
+def _all(fronts: Iterable[Iterable[Mark]]) -> list[Mark]:
+    """The marks of several fronts, each once."""
+    return list({id(one): one for front in fronts for one in front}.values())
 
 
 def _compose(
-    best: list[Mark],
+    fronts: Iterable[list[Mark]],
     operation: Operation,
     shapes: tuple[Shape, Shape],
     parts: tuple[list[Mark], list[Mark]],
-    lam: float,
+    lams: Iterable[float],
 ) -> None:
-    """Put the compositions of two fronts that are better into ``best``."""
+    """Put the compositions of two lists of marks that are better into a front for each lam."""
     (c1, s1, k1), (c2, s2, k2) = ([np.array([getattr(m, f) for m in p]) for f in ("c", "s", "kappa")] for p in parts)
     r1, r2 = (np.array([m.rank for m in p]) for p in parts)
     if operation == "kron":
-        c, s, kappa = (np.multiply.outer(x, y) for x, y in ((c1, c2), (s1, s2), (k1, k2)))
-        rank = np.multiply.outer(r1, r2)
+        c, s, kappa = (np.multiply.outer(x, y).ravel() for x, y in ((c1, c2), (s1, s2), (k1, k2)))
+        rank = np.multiply.outer(r1, r2).ravel()
     else:
-        part = len(parts[0]) - 1
-        share = part / (part + len(parts[1]) - 1)
-        c, s, kappa = (np.add.outer(share * x, (1 - share) * y) for x, y in ((c1, c2), (s1, s2), (k1, k2)))
-        rank = np.add.outer(r1, r2)
-    cost = 1 - 2 * c + s + lam * kappa
-    order = np.lexsort((cost.ravel(), rank.ravel()))
-    ranks, firsts = np.unique(rank.ravel()[order], return_index=True)
-    for r, at in zip(ranks.tolist(), order[firsts].tolist(), strict=True):
-        i, j = np.unravel_index(at, cost.shape)
-        if r < len(best) and cost[i, j] < best[r].cost(lam) - 1e-12:
-            made = Made(operation, shapes, (parts[0][i], parts[1][j]))
-            best[r] = Mark(best[r].shape, r, float(c[i, j]), float(s[i, j]), float(kappa[i, j]), made)
+        share = math.prod(shapes[0]) / (math.prod(shapes[0]) + math.prod(shapes[1]))
+        c, s, kappa = (np.add.outer(share * x, (1 - share) * y).ravel() for x, y in ((c1, c2), (s1, s2), (k1, k2)))
+        rank = np.add.outer(r1, r2).ravel()
+    order = np.argsort(rank, kind="stable")
+    ranks, firsts = np.unique(rank[order], return_index=True)
+    ends = [*firsts[1:], len(order)]
+    for best, lam in zip(fronts, lams, strict=True):
+        cost = (1 - 2 * c + s + lam * kappa)[order]
+        least = np.minimum.reduceat(cost, firsts)
+        for r, low, start, end in zip(ranks.tolist(), least.tolist(), firsts.tolist(), ends, strict=True):
+            if r < len(best) and low < best[r].cost(lam) - 1e-12:
+                at = int(order[start + int(np.argmin(cost[start:end]))])
+                i, j = divmod(at, len(r2))
+                made = Made(operation, shapes, (parts[0][i], parts[1][j]))
+                best[r] = Mark(best[r].shape, r, float(c[at]), float(s[at]), float(kappa[at]), made)
 
 
 def built(one: Mark, shape: Shape | None = None) -> Scheme:
@@ -209,18 +238,24 @@ def _sorted(shape: Shape) -> Shape:
 def parts_for(shape: Shape, dtype: str, dirs: Iterable[str | os.PathLike[str]] | None = None) -> list[Mark]:
     """Marks of the catalog entries that a composition for <m,k,n> may use: of each smaller shape and rank the best.
 
-    Compositions are left out: what they are made of serves as well, and they may be replaced.
+    Best at the precision, and where its rounding weighs more, by NOISES. Compositions are left out: what they are made
+    of serves as well, and they may be replaced.
     """
     own = sorted(shape)
-    best: dict[tuple[tuple[int, ...], int], store.Entry] = {}
+    lams = [2 * score.relative_rounding(dtype) ** 2 * noise for noise in NOISES]
+    best: dict[tuple[tuple[int, ...], int, float], tuple[float, store.Entry]] = {}
     for entry in store.candidates(ring="R", dirs=dirs):
         sides = sorted(entry.shape)
         fits = sides != own and sides[0] > 1 and all(a <= b for a, b in zip(sides, own, strict=True))
         fits = fits and not _composed(entry)
-        key = (tuple(sides), entry.rank)
-        if fits and (key not in best or entry.error(dtype) < best[key].error(dtype)):
-            best[key] = entry
-    return [mark(store.scheme_of(entry)) for entry in best.values()]
+        if not fits or entry.E is None or entry.kappa is None:
+            continue
+        for lam in lams:
+            key, cost = (tuple(sides), entry.rank, lam), entry.E + lam * entry.kappa
+            if key not in best or cost < best[key][0]:
+                best[key] = cost, entry
+    entries = {entry.id: entry for _, entry in best.values()}
+    return [mark(store.scheme_of(entry)) for entry in entries.values()]
 
 
 def pareto(shape: Shape, dtype: str, count: int, dirs: Iterable[str | os.PathLike[str]] | None = None) -> list[Mark]:
