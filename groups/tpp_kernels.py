@@ -9,12 +9,13 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from stl_search.jit import compiled
 
 __all__ = ["anneal", "find_clique", "kept"]
 
 
-@njit(cache=True)
+@compiled
 def find_clique(table: Any, inverse: Any, allowed: Any, size: int, out: Any) -> bool:
     """Whether some {0 = x_0 < x_1 < .. < x_(size-1)} has every x_i x_j^-1 (i != j) in ``allowed`` (n,); fills ``out``.
 
@@ -50,7 +51,7 @@ def find_clique(table: Any, inverse: Any, allowed: Any, size: int, out: Any) -> 
     return False
 
 
-@njit(cache=True)
+@compiled
 def kept(table: Any, a: Any, b: Any, m: int, k: int, n: int, counts: Any) -> float:
     """sum over (i, c) and g of n_ic(g)^2 / N(g), for flat maps a (m*k,) and b (k*n,); ``counts`` (order,) is scratch.
 
@@ -74,7 +75,7 @@ def kept(table: Any, a: Any, b: Any, m: int, k: int, n: int, counts: Any) -> flo
     return total
 
 
-@njit(cache=True)
+@compiled
 def anneal(
     table: Any,
     inverse: Any,

@@ -9,9 +9,10 @@ import functools
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, cfunc, types
+from numba import carray, types
 from numba.extending import intrinsic
 
+from stl_search.jit import compiled_piece
 from stl_search.kernels.vectors import WORD
 
 __all__ = ["HEAD", "PART", "WHERE", "worker"]
@@ -78,8 +79,4 @@ def _work(job):
 @functools.cache
 def worker():
     """``_work`` as a function of C that takes an address."""
-    signature = types.void(types.voidptr)
-    try:
-        return cfunc(signature, cache=True)(_work).ctypes
-    except RuntimeError:  # no place to keep what is compiled
-        return cfunc(signature)(_work).ctypes
+    return compiled_piece(_work, types.voidptr).ctypes

@@ -18,13 +18,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from stl_search.jit import compiled, compiled_piece
 from stl_search.kernels.vectors import (
     BYTES,
     LINE,
     WIDE,
     WORD,
-    compiled,
-    compiled_piece,
     entry_at,
     fetch,
     load,

@@ -9,11 +9,11 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from stl_search.jit import compiled
 from stl_search.kernels.vectors import (
     BYTES,
     LINE,
     WIDE,
-    compiled,
     entry,
     fetch,
     load,

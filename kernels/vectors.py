@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
-from numba import cfunc, njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -20,8 +20,6 @@ __all__ = [
     "LINE",
     "WIDE",
     "WORD",
-    "compiled",
-    "compiled_piece",
     "entry",
     "entry_at",
     "fetch",
@@ -201,20 +199,3 @@ def store(builder, kind, wide, x, address, v):
     elif kind == types.float64 and wide == single:
         x = builder.fpext(x, ir.VectorType(ir.DoubleType(), lanes))
     builder.store(x, place_of(builder, address, kind, lanes, v), align=kind.bitwidth // 8)
-
-
-def compiled(function):
-    """Compiled once for each set of formats; kept on disk where a place for that can be written."""
-    try:
-        return njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:
-        return njit(nogil=True, error_model="numpy")(function)
-
-
-def compiled_piece(function, *arguments):
-    """Compiled for arguments of these types, pointers and whole numbers; the ``address`` is called as C would."""
-    signature = types.void(*arguments)
-    try:
-        return cfunc(signature, cache=True, error_model="numpy")(function)
-    except RuntimeError:
-        return cfunc(signature, error_model="numpy")(function)

@@ -7,16 +7,15 @@ Imported only where a scheme is improved, since numba is heavy; the counting for
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from stl_search import score
 from stl_search.errors import SchemeError
+from stl_search.jit import compiled
 from stl_search.programs import SchemePrograms, scheme_programs, tie_break_weight
 from stl_search.scheme import Scheme, matmul_tensor, triple_sum
 
@@ -29,29 +28,21 @@ _UNIT = 2.0**-53
 _NEVER = 1 << 20  # more than any change in non-zeros: the move is not allowed
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    """The function compiled, and kept on disk where some folder for that can be written."""
-    try:
-        return njit(cache=True, nogil=True, error_model="numpy")(function)
-    except RuntimeError:  # numba finds no folder to write to
-        return njit(nogil=True, error_model="numpy")(function)
-
-
-@_compiled
+@compiled
 def _mix(z: Any) -> Any:
     z = (z ^ (z >> _S30)) * _MIX1
     z = (z ^ (z >> _S27)) * _MIX2
     return z ^ (z >> _S31)
 
 
-@_compiled
+@compiled
 def _tie(order: Any, i: int, j: int, negative: int) -> Any:
     """``programs.tie_break`` of (i, j, 1, +-1)."""
     code = _TWO * (_ROW * _U(i) + _U(j)) + _U(negative)
     return np.float64(_mix(_U(order) * _MIX1 + (code + _ONE) * _GOLDEN) >> _S11) * _UNIT
 
 
-@_compiled
+@compiled
 def _shared(matrix: Any, order: int, weight: float, work: Any, counts: Any) -> int:
     """Additions of the greedy program of a ternary matrix (rows, columns); ``work`` (rows, cap) and ``counts`` (2, cap,
     cap) are room for cap = columns + rows * columns / 2 nodes: each step takes two entries out of the rows."""
@@ -108,7 +99,7 @@ def _shared(matrix: Any, order: int, weight: float, work: Any, counts: Any) -> i
     return steps
 
 
-@_compiled
+@compiled
 def _lines(f: Any, axis: int, i: int, j: int, sign: int, apply: bool) -> int:
     """f[line j] += sign * f[line i] along an axis (1 rows, 2 columns) of (r, a, b): the change in non-zeros, or _NEVER
     where an entry would leave {-1, 0, 1}; done only if ``apply``."""
@@ -131,7 +122,7 @@ def _lines(f: Any, axis: int, i: int, j: int, sign: int, apply: bool) -> int:
     return change
 
 
-@_compiled
+@compiled
 def _term(f: Any, q: int, p: int, sign: int, apply: bool) -> int:
     """f[q] += sign * f[p]: the change in non-zeros, or _NEVER where an entry would leave {-1, 0, 1} or all vanish."""
     change, left = 0, 0
@@ -148,7 +139,7 @@ def _term(f: Any, q: int, p: int, sign: int, apply: bool) -> int:
     return change if left else _NEVER
 
 
-@_compiled
+@compiled
 def _parallel(f: Any, q: int, p: int) -> int:
     """1 where f[q] = f[p], -1 where f[q] = -f[p], else 0."""
     sign = 0
@@ -165,13 +156,13 @@ def _parallel(f: Any, q: int, p: int) -> int:
     return sign
 
 
-@_compiled
+@compiled
 def _below(state: Any, n: int) -> Any:
     state[0] += _GOLDEN
     return np.int64(((_mix(state[0]) >> _U(32)) * _U(n)) >> _U(32))
 
 
-@_compiled
+@compiled
 def _change(factors: Any, move: Any, apply: bool, back: bool) -> Any:
     """A change of basis (kind 0, 1, 2: X, Y, Z by I + sign e_i e_j^T, as in ``transform.change_basis``) or a flip
     (kind 3, 4, 5: terms i and j share factor kind - 3): the change in non-zeros, or _NEVER where not allowed."""
@@ -187,7 +178,7 @@ def _change(factors: Any, move: Any, apply: bool, back: bool) -> Any:
     return _NEVER if first == _NEVER or second == _NEVER else first + second
 
 
-@_compiled
+@compiled
 def _propose(u: Any, v: Any, w: Any, flips: bool, state: Any, move: Any) -> Any:
     """A random ``move``, not yet done: the change in non-zeros, or _NEVER where it is not allowed."""
     kind = _below(state, 6 if flips else 3)
@@ -213,13 +204,13 @@ def _propose(u: Any, v: Any, w: Any, flips: bool, state: Any, move: Any) -> Any:
     return _change((u, v, w), move, False, False)
 
 
-@_compiled
+@compiled
 def _accepted(change: int, heat: float, state: Any) -> Any:
     """Metropolis' rule."""
     return change <= 0 or np.float64(_below(state, 1 << 30)) / (1 << 30) < np.exp(-change / heat)
 
 
-@_compiled
+@compiled
 def _keep(factors: Any, best: Any) -> None:
     """Copies three factors, entry by entry: assignments of whole arrays take seconds to compile."""
     for p in range(3):
@@ -229,7 +220,7 @@ def _keep(factors: Any, best: Any) -> None:
                     best[p][q, i, j] = factors[p][q, i, j]
 
 
-@_compiled
+@compiled
 def _fewer_nonzeros(
     u: Any, v: Any, w: Any, best: Any, steps: int, hot: float, cold: float, flips: bool, state: Any
 ) -> None:
@@ -247,7 +238,7 @@ def _fewer_nonzeros(
                 _keep((u, v, w), best)
 
 
-@_compiled
+@compiled
 def _fewer_shared(
     u: Any, v: Any, w: Any, best: Any, steps: int, hot: float, cold: float, flips: bool, state: Any, order: int,
     weight: float,

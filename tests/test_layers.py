@@ -19,7 +19,7 @@ PACKAGE = "stl_search"
 LINKED = ("groups", "kernels", "catalog")  # folders of the checkout that are packages inside stl_search
 BARE = {*LINKED, "cli"}  # names that belong to other packages on the index, never ours at the top level
 
-FOUNDATION = {"errors", "rings"}
+FOUNDATION = {"errors", "rings", "jit"}
 COEFFICIENTS = FOUNDATION | {"scheme", "verify", "transform", "score", "formats"}
 RUNTIME = COEFFICIENTS | {"programs", "kernels", "catalog", "runtime"}
 BENCH = RUNTIME | {"additions", "known", "decompose", "discretize", "groups", "search", "nn", "bench", "__init__"}
@@ -30,6 +30,7 @@ ALL = BENCH | {"cli"}
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "rings": {"errors"},
+    "jit": set(),
     "scheme": FOUNDATION,
     "verify": FOUNDATION | {"scheme"},
     "transform": FOUNDATION | {"scheme"},

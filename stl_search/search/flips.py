@@ -30,7 +30,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from stl_search.jit import compiled
 
 __all__ = ["CAPACITY", "MAX_TERMS", "Group", "Walk", "settle"]
 
@@ -62,17 +63,9 @@ Element = tuple[tuple[int, int, int], tuple[Any, Any, Any]]  # where it sends th
 Term = tuple[int, int, int]
 
 
-def _compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """The function compiled, and kept on disk where some folder for that can be written."""
-    try:
-        return njit(cache=True, nogil=True, error_model="numpy", **options)(function)
-    except RuntimeError:  # numba finds no folder to write to
-        return njit(nogil=True, error_model="numpy", **options)(function)
-
-
 def _inlined(function: Callable[..., Any]) -> Any:
     """Compiled as a part of its callers: what is constant there is constant in it."""
-    return _compiled(function, forceinline=True)
+    return compiled(function, forceinline=True)
 
 
 @dataclass(frozen=True)
@@ -208,7 +201,7 @@ def _mix(z: Any) -> Any:
     return z ^ (z >> _U(31))
 
 
-@_compiled
+@compiled
 def _below(state: Any, n: int) -> Any:
     """A random integer in 0 .. n-1."""
     state[0] += _GOLDEN
@@ -222,7 +215,7 @@ def _turn(s: Any) -> Any:
     return t - _TOP if t >= _TOP else t
 
 
-@_compiled
+@compiled
 def _mapped(group: Any, m: Any, x: Any) -> Any:
     """The image of a mask under map m."""
     if m == _ZERO:
@@ -236,14 +229,14 @@ def _mapped(group: Any, m: Any, x: Any) -> Any:
     return y
 
 
-@_compiled
+@compiled
 def _brought(group: Any, p: Any, g: Any, x: Any) -> Any:
     """The image of factor p in the first slot of its orbit, under the g-th of the elements that bring it there."""
     e = group[group[_INTO_AT] + p * group[_MOST] + g]
     return _mapped(group, group[group[_MAPS_AT] + e * _THREE + p], x)
 
 
-@_compiled
+@compiled
 def _way(group: Any, p: Any, q: Any, g: Any, h: Any) -> Any:
     """Where the six numbers of ``align`` begin for slots p, q and their g-th and h-th element."""
     most = group[_MOST]
@@ -279,7 +272,7 @@ def _home(x: Any, s: Any, bits: Any, kinds: Any) -> Any:
     return ((x * _GOLDEN) >> (_WORD - bits)) + (((kinds >> ((s >> _SHIFT) << _THREE)) & _THREE) << bits)
 
 
-@_compiled
+@compiled
 def _kinds(group: Any) -> Any:
     """The kinds of the three slots in one word, a byte each."""
     return group[_KIND] | (group[_KIND + _ONE] << _EIGHT) | (group[_KIND + _TWO] << _U(16))
@@ -315,7 +308,7 @@ def _meets(val: Any, s: Any, t: Any, key: Any, group: Any, simple: bool) -> bool
     return False
 
 
-@_compiled
+@compiled
 def _image(val: Any, j: Any, e: Any, image: Any, group: Any) -> None:
     """The image of term j under element e, in an array of three."""
     for p in range(3):
@@ -324,7 +317,7 @@ def _image(val: Any, j: Any, e: Any, image: Any, group: Any) -> None:
         image[group[group[_SLOTS_AT] + at]] = x
 
 
-@_compiled
+@compiled
 def _stable(val: Any, i: Any, group: Any) -> Any:
     """How many elements leave term i as it is."""
     found = _ZERO
@@ -427,7 +420,7 @@ def _unlink(key: Any, index: Any, paired: Any, s: Any, bits: Any, kinds: Any) ->
     return paired
 
 
-@_compiled
+@compiled
 def _table_bits(count: int) -> Any:
     """How many bits the cells of a hash table are numbered by that takes so many slots: eight cells a slot."""
     bits = _U(4)
@@ -436,7 +429,7 @@ def _table_bits(count: int) -> Any:
     return bits
 
 
-@_compiled
+@compiled
 def _build(val: Any, n: int, key: Any, index: Any, bits: Any, kinds: Any, group: Any, simple: bool) -> Any:
     """The lists of the first n terms from scratch; returns the number of paired slots."""
     for cell in range(3 << bits):
@@ -448,7 +441,7 @@ def _build(val: Any, n: int, key: Any, index: Any, bits: Any, kinds: Any, group:
     return paired
 
 
-@_compiled
+@compiled
 def _remove(val: Any, n: int, i: int) -> int:
     """Term i out, the last one in its place; returns the number of terms."""
     n -= 1
@@ -457,7 +450,7 @@ def _remove(val: Any, n: int, i: int) -> int:
     return n
 
 
-@_compiled
+@compiled
 def settle(val: Any, n: int, image: Any, group: Any) -> int:
     """Drop terms that are zero and join terms that share two factors, as long as there are any; returns their number.
 
@@ -497,7 +490,7 @@ def settle(val: Any, n: int, image: Any, group: Any) -> int:
     return n
 
 
-@_compiled
+@compiled
 def _plus(val: Any, n: int, image: Any, group: Any, state: Any) -> int:
     """One more term: a split of a term by a factor of another one, and a flip of the two, where all factors differ.
 
@@ -537,7 +530,7 @@ def _plus(val: Any, n: int, image: Any, group: Any, state: Any) -> int:
     return n
 
 
-@_compiled
+@compiled
 def _rank(val: Any, n: int, fixed: Any, image: Any, group: Any) -> Any:
     """Terms in all, images counted. Modulo 2 an orbit of g elements whose term an odd number s of them leave as it is
     is g / s terms, and fewer by two for each that is a fixed term as well; for an even s it is nothing."""
@@ -675,7 +668,7 @@ def _advance(
     return done
 
 
-@_compiled
+@compiled
 def _advance_simple(
     val: Any,
     key: Any,
@@ -697,7 +690,7 @@ def _advance_simple(
     )
 
 
-@_compiled
+@compiled
 def _advance_group(
     val: Any,
     key: Any,

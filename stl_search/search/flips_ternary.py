@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stl_search.errors import UsageError
+from stl_search.jit import compiled
 from stl_search.scheme import Scheme, Shape
 from stl_search.search.flips import (
     _GOLDEN,
@@ -45,7 +46,6 @@ from stl_search.search.flips import (
     Group,
     _below,
     _build,
-    _compiled,
     _inlined,
     _kinds,
     _link,
@@ -93,7 +93,7 @@ def _put(val: Any, code: Any, s: Any, p: Any, m: Any) -> None:
     code[s] = _code(p, m)
 
 
-@_compiled
+@compiled
 def _copy(val: Any, code: Any, i: int, j: int) -> None:
     """Term j in the place of term i."""
     for factor in range(3):
@@ -101,14 +101,14 @@ def _copy(val: Any, code: Any, i: int, j: int) -> None:
         _put(val, code, s, val[t], val[t + _TOP])
 
 
-@_compiled
+@compiled
 def _encode(val: Any, code: Any, n: int) -> None:
     """The codes of the first n terms."""
     for i in range(n):
         _copy(val, code, i, i)
 
 
-@_compiled
+@compiled
 def _join(val: Any, code: Any, i: int, j: int) -> bool:
     """Add term i to term j where they share two factors up to sign and the sum is ternary; says whether it was."""
     for p in range(3):
@@ -128,7 +128,7 @@ def _join(val: Any, code: Any, i: int, j: int) -> bool:
     return False
 
 
-@_compiled
+@compiled
 def _settle(val: Any, code: Any, n: int) -> int:
     """Drop terms that are zero and join terms that can be joined, as long as there are any; returns their number."""
     again = True
@@ -159,7 +159,7 @@ def _settle(val: Any, code: Any, n: int) -> int:
     return n
 
 
-@_compiled
+@compiled
 def _plus(val: Any, code: Any, n: int, state: Any) -> int:
     """One more term: a split of a term by a factor of another one, and a flip of the two, where all factors differ.
 
@@ -212,7 +212,7 @@ def _plus(val: Any, code: Any, n: int, state: Any) -> int:
     return n
 
 
-@_compiled
+@compiled
 def _advance(
     val: Any,
     code: Any,
