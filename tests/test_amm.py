@@ -20,6 +20,7 @@ from stl_search import score, transform
 from stl_search.catalog import store
 from stl_search.errors import StlError
 from stl_search.kernels.plan import LAYOUTS, Plan, torch_dtype
+from stl_search.runtime import amm as amm_module
 from stl_search.runtime.amm import amm, encode_lhs, encode_rhs, relative_error
 from stl_search.scheme import Scheme
 from stl_search.testing import STRASSEN
@@ -629,6 +630,34 @@ def test_repeated_plain_calls_take_the_short_way_and_stay_right() -> None:
         assert amm(gaussian((24, 20), torch.float32, 0), gaussian((20, 28), torch.float32, 1)).dtype == torch.float32
     with pytest.raises(StlError, match="sparse"):
         amm(a.float().to_sparse(), b.float())
+
+
+@pytest.mark.parametrize("kind", ["tensors", "arrays"])
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"encoder": "".join(("catalog:", "best"))}, {"encoder": "catalog:best?ring=R", "rtol": 1e-6}, {"rtol": 1e-5}],
+    ids=str,
+)
+def test_the_short_way_is_open_to_every_open_selector(
+    kind: str, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also to one that is spelled anew by the caller; another demand on the same operands is another question."""
+    a, b = gaussian((24, 20), torch.float32, 0), gaussian((20, 28), torch.float32, 1)
+    x, y = (a, b) if kind == "tensors" else (a.numpy(), b.numpy())
+    first = amm(x, y, **asked)
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("chosen again")
+
+    monkeypatch.setattr(amm_module, "planned", refuse)
+    assert np.array_equal(np.asarray(amm(x, y, **asked)), np.asarray(first))
+    with pytest.raises(AssertionError, match="chosen again"):
+        amm(x, y, **{**asked, "rtol": 0.3})
+    monkeypatch.undo()
+    amm(x, y, rtol=1.0)
+    for wrong in (True, "1", [1.0]):
+        with pytest.raises(StlError, match=r"rtol is .* must be a positive number"):
+            amm(x, y, rtol=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("encoder", [None, STRASSEN])

@@ -13,7 +13,7 @@ from stl_search.cli import main
 from stl_search.runtime import amm as runtime
 from stl_search.runtime import calibrate
 from stl_search.runtime.amm import amm
-from stl_search.runtime.dispatch import explain
+from stl_search.runtime.dispatch import DEFAULT, explain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -28,10 +28,11 @@ def test_a_small_product_is_plain_and_known_at_once() -> None:
     c = amm(a, b)
     assert c.is_cuda
     torch.testing.assert_close(c, a @ b, rtol=0, atol=0)
-    assert torch.equal(runtime._known_dense(a, b), c)
-    assert runtime._known_dense(a, b.cpu()) is None
+    asked = (DEFAULT, None, None)
+    assert torch.equal(runtime._known_dense(a, b, *asked), c)
+    assert runtime._known_dense(a, b.cpu(), *asked) is None
     with torch.autocast("cuda", torch.bfloat16):
-        assert runtime._known_dense(a, b) is None
+        assert runtime._known_dense(a, b, *asked) is None
         assert amm(a, b).dtype == torch.float32
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.compiler import is_compiling
 
 from stl_search.errors import UsageError
 from stl_search.kernels import dense, gpu_multiply, multiply, ops, reference
@@ -35,7 +36,8 @@ from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to
 __all__ = ["BACKENDS", "EncodedOperand", "amm", "encode_lhs", "encode_rhs", "explain", "relative_error"]
 
 BACKENDS = ("auto", "reference")
-_STRIDED = torch.strided
+_STRIDED, _Tensor, _matmul = torch.strided, torch.Tensor, torch.matmul
+_NUMBERS = frozenset((float, int, type(None)))
 SMALL_ARRAYS = 1 << 30  # entries of A times entries of B; numpy's own product is called for smaller arrays at once
 
 
@@ -100,11 +102,21 @@ def amm(
     array([[1., 2.],
            [3., 4.]])
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return compiled.traced(A, B, encoder, rtol, speedup, out_dtype, backend, check, randomize, workspace)
-    plain = (encoder is None or encoder is DEFAULT) and rtol is speedup is out_dtype is workspace is randomize is None
-    plain = plain and backend == "auto" and not check
-    if plain and (quick := _known_dense(A, B)) is not None:
+    if encoder is None:
+        encoder = DEFAULT
+    # What small products pay for. After a product that has filled the caches each line of this costs more than it
+    # seems, so that it stands here, and asks nothing that the result tells.
+    plain = out_dtype is workspace is randomize is None and backend == "auto" and not check
+    plain = plain and type(encoder) is str and type(rtol) in _NUMBERS and type(speedup) in _NUMBERS
+    if plain and type(A) is _Tensor is type(B) and A.is_cpu and B.is_cpu:
+        way = _quick.get((A.shape, B.shape, A.dtype, B.dtype, encoder, rtol, speedup))
+        if way is not None and A.layout is _STRIDED is B.layout and _still_holds():
+            c = _matmul(A, B) if way == "torch" else _matmul_by(A, B, way)
+            if c.dtype is A.dtype:  # under torch.autocast it is another
+                return c
+    elif plain and (quick := _known_dense(A, B, encoder, rtol, speedup)) is not None:
         return quick
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r:.40}; known: {', '.join(BACKENDS)}")
@@ -126,7 +138,7 @@ def amm(
         assert isinstance(a, Operand)
         assert isinstance(b, Operand)
         if plain and (a.device.type == "cuda" or (a.device.type == "cpu" and a.dtype != "fp16")):
-            _remember_dense(A, B, chosen.way)
+            _remember_dense(A, B, (encoder, rtol, speedup), chosen.way)
         return _dense(a, b, out or a.dtype, chosen.way)
     plan, levels = chosen.plan, chosen.levels
     if a.kind == "numpy":
@@ -358,30 +370,36 @@ def _dense_as(out_dtype: Any, a: Operand, b: Operand) -> tuple[Any, str]:
     return _dense(a, b, out, way), way
 
 
-_quick: dict[Any, str] = {}  # shapes and dtypes of plain calls whose answer is dense -> by which routine
+_quick: dict[Any, str] = {}  # what was asked of which shapes and dtypes, where the answer is dense -> by which routine
 _quick_for: list[Any] = [None]  # the catalog that this holds for
 
 
-def _known_dense(A: Any, B: Any) -> Any:
+def _known_dense(A: Any, B: Any, *asked: Any) -> Any:
     """A @ B at once where the same call was answered by dense before; None for all other calls.
 
-    This is what makes small products cost microseconds more than a bare ``A @ B``.
+    ``asked`` is the encoder, rtol and speedup. For arrays, and tensors elsewhere: those on the processor ``amm`` looks
+    after itself.
     """
-    if type(A) is torch.Tensor is type(B):
-        way = _quick.get((A.shape, B.shape, A.dtype, B.dtype, A.device, B.device))
-        if way is None or not _still_holds() or A.layout is not _STRIDED or B.layout is not _STRIDED:
-            return None
-        if torch.is_autocast_enabled("cpu" if A.is_cpu else "cuda"):
-            return None
-        simple = way == "torch" or A.requires_grad or B.requires_grad or watched()
-        return torch.matmul(A, B) if simple else dense.matmul(A, B, way)
     if type(A) is np.ndarray is type(B):
-        way = _quick.get((A.shape, B.shape, A.dtype, B.dtype))
+        way = _quick.get((A.shape, B.shape, A.dtype, B.dtype, *asked))
         if way is None or not _still_holds() or (way != "numpy" and A.size * B.size >= SMALL_ARRAYS):
             return None
         with np.errstate(all="ignore"):
             return A @ B
+    if type(A) is torch.Tensor is type(B):
+        way = _quick.get((A.shape, B.shape, A.dtype, B.dtype, *asked, A.device, B.device))
+        if way is None or not _still_holds() or A.layout is not _STRIDED or B.layout is not _STRIDED:
+            return None
+        c = torch.matmul(A, B)
+        return c if c.dtype is A.dtype else None
     return None
+
+
+def _matmul_by(A: torch.Tensor, B: torch.Tensor, way: str) -> torch.Tensor:
+    """A @ B by a routine that knows neither gradients nor transforms, where there are none."""
+    if A.requires_grad or B.requires_grad or watched():
+        return torch.matmul(A, B)
+    return dense.matmul(A, B, way)
 
 
 def _still_holds() -> bool:
@@ -389,14 +407,15 @@ def _still_holds() -> bool:
     return _quick_for[0] is (stamp_of_late() or catalog_stamp())
 
 
-def _remember_dense(A: Any, B: Any, way: str) -> None:
+def _remember_dense(A: Any, B: Any, asked: tuple[Any, Any, Any], way: str) -> None:
     stamp = catalog_stamp()
     if _quick_for[0] is not stamp or len(_quick) >= REMEMBERED:
         _quick.clear()
         _quick_for[0] = stamp
-    if type(A) in (torch.Tensor, np.ndarray) and min(A.ndim, B.ndim) > 1:
-        places = (A.device, B.device) if isinstance(A, torch.Tensor) else ()
-        _quick[(A.shape, B.shape, A.dtype, B.dtype, *places)] = way
+    if type(A) not in (torch.Tensor, np.ndarray) or min(A.ndim, B.ndim) < 2:
+        return
+    places = (A.device, B.device) if isinstance(A, torch.Tensor) and not A.is_cpu else ()
+    _quick[(A.shape, B.shape, A.dtype, B.dtype, *asked, *places)] = way
 
 
 def _dense(a: Operand, b: Operand, out: str, way: str = "torch") -> Any:
