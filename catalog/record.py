@@ -191,17 +191,21 @@ def one_line(text: object) -> str:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-def read_file(path: str | os.PathLike[str]) -> Any:
+def read_file(path: str | os.PathLike[str], as_written: bool = True) -> Any:
     """The JSON value in a file of at most 16 MiB; nothing in it is believed.
+
+    ``as_written``: numbers with a point keep their text, which exact rings go by; without, six times as fast, they are
+    plain floats, and one beyond a double is an infinity.
 
     Raises FormatError, with the place, for a file that is absent, too large, no UTF-8, no JSON, or JSON with
     duplicate keys, NaN, infinities, numbers beyond a double, integers of over 1000 digits, halves of surrogate pairs or
     deep nesting.
     """
     text = _read_text(Path(path))
+    real = _float if as_written else None
     try:
         obj = json.loads(
-            text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=_float, parse_int=_integer
+            text, object_pairs_hook=_object, parse_constant=_refuse_constant, parse_float=real, parse_int=_integer
         )
     except json.JSONDecodeError as error:
         raise FormatError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None

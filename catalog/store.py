@@ -281,7 +281,7 @@ def _drop(entry: Entry, error: BaseException) -> None:
 
 def _describe(path: Path) -> Entry:
     """The entry of one file from its own claims; what it does not say is worked out from a proof."""
-    obj = read_file(path)
+    obj = read_file(path, as_written=False)
     if not isinstance(obj, dict) or obj.get("format") not in (FORMAT, COMPOSITION):
         raise FormatError(f"not a catalog file: format must be {FORMAT!r} or {COMPOSITION!r}")
     claims = claims_of(obj)

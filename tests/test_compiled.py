@@ -18,7 +18,7 @@ from stl_search import transform
 from stl_search.kernels.plan import Plan
 from stl_search.nn import Encoders, STLLinear, convert_
 from stl_search.nn.convert import Config
-from stl_search.runtime import compiled, dispatch
+from stl_search.runtime import compiled, dispatch, traced
 from stl_search.runtime.amm import amm, encode_lhs, encode_rhs
 from stl_search.runtime.dispatch import Explanation
 from stl_search.scheme import Scheme
@@ -231,7 +231,7 @@ def test_opcheck(encoder: str) -> None:
     operand = encode_rhs(b.detach(), ROUGH)
     rest: tuple[Any, ...] = (None, None, "auto", False, "", 0, None, torch.float64)
     if encoder == "encoded":
-        name = compiled._operand_name(id(operand))
+        name = traced._operand_name(id(operand))
         library.opcheck(compiled.multiply, (a, torch.empty(0, dtype=b.dtype), "", name, [], [7, 4], "", *rest))
         needed = [True, False]
         given = (
@@ -247,7 +247,7 @@ def test_opcheck(encoder: str) -> None:
         )
         library.opcheck(compiled.multiply_gradients, given)
         return
-    name = compiled._encoder_name(id(ROUGH)) if encoder == "scheme" else "catalog:best"
+    name = traced._encoder_name(id(ROUGH)) if encoder == "scheme" else "catalog:best"
     library.opcheck(compiled.multiply, (a, b, "", "", [], [], name, *rest))
     for needed in ([True, True], [False, True]):
         given = (gaussian(2, 5, 4, grad=False), a.detach(), b.detach(), "", "", name, None, None, needed)

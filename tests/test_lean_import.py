@@ -39,3 +39,14 @@ def test_the_package_runs_as_a_module() -> None:
     assert done.returncode == 0, done.stderr
     assert "discover" in done.stdout
     assert "verify" in done.stdout
+
+
+def test_a_product_does_not_load_the_compiler_of_graphs() -> None:
+    """Dynamo takes as long to import as torch itself, and serves inside of torch.compile alone."""
+    say = "; import sys; print('torch._dynamo' in sys.modules)"
+    code = "import torch, stl_search as stl; a = torch.ones(70, 70); stl.amm(a, a); stl.encode_rhs(a, {0}){1}"
+    encoder = "stl.Scheme((1, 1, 1), 'ZT', [[1]], [[1]], [[1]])"
+    command = [sys.executable, "-c", code.format(encoder, say)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["False"]

@@ -15,7 +15,7 @@ from stl_search.errors import UsageError
 from stl_search.kernels import dense, gpu_multiply, multiply, ops, reference
 from stl_search.kernels.plan import Plan, numpy_dtype, torch_dtype, wider, with_out
 from stl_search.kernels.watched import watched
-from stl_search.runtime import calibrate, compiled
+from stl_search.runtime import calibrate, compiled  # noqa: F401 (saved graphs find its operators)
 from stl_search.runtime.dispatch import (
     DEFAULT,
     REMEMBERED,
@@ -103,7 +103,9 @@ def amm(
            [3., 4.]])
     """
     if is_compiling():
-        return compiled.traced(A, B, encoder, rtol, speedup, out_dtype, backend, check, randomize, workspace)
+        from stl_search.runtime import traced
+
+        return traced.multiplied(A, B, encoder, rtol, speedup, out_dtype, backend, check, randomize, workspace)
     if encoder is None:
         encoder = DEFAULT
     # What small products pay for. After a product that has filled the caches each line of this costs more than it
@@ -152,13 +154,16 @@ def amm(
     return to_kind(c, a.kind)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
 def encode_lhs(A: Any, encoder: Any) -> EncodedOperand:
     """A: (..., M, K) -> its encoding for ``amm(A_hat, B)``, made once for many B; see ``encode_rhs``."""
+    if is_compiling():
+        from stl_search.runtime import traced
+
+        outside: EncodedOperand = traced.encoded(A, "A", encoder, "lhs")
+        return outside
     return _encode(A, "A", encoder, "lhs")
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator, unused-ignore]
 def encode_rhs(B: Any, encoder: Any) -> EncodedOperand:
     """B: (..., K, N) -> its encoding for ``amm(A, B_hat)``, made once for many A (weights); frozen.
 
@@ -168,6 +173,11 @@ def encode_rhs(B: Any, encoder: Any) -> EncodedOperand:
 
     torch.compile leaves this call out of its graphs: encode outside of a compiled function, and multiply inside.
     """
+    if is_compiling():
+        from stl_search.runtime import traced
+
+        outside: EncodedOperand = traced.encoded(B, "B", encoder, "rhs")
+        return outside
     return _encode(B, "B", encoder, "rhs")
 
 
