@@ -632,7 +632,7 @@ def test_repeated_plain_calls_take_the_short_way_and_stay_right() -> None:
         amm(a.float().to_sparse(), b.float())
 
 
-@pytest.mark.parametrize("kind", ["tensors", "arrays"])
+@pytest.mark.parametrize("kind", ["tensors", "arrays", "parameters"])
 @pytest.mark.parametrize(
     "asked",
     [{}, {"encoder": "".join(("catalog:", "best"))}, {"encoder": "catalog:best?ring=R", "rtol": 1e-6}, {"rtol": 1e-5}],
@@ -643,14 +643,24 @@ def test_the_short_way_is_open_to_every_open_selector(
 ) -> None:
     """Also to one that is spelled anew by the caller; another demand on the same operands is another question."""
     a, b = gaussian((24, 20), torch.float32, 0), gaussian((20, 28), torch.float32, 1)
-    x, y = (a, b) if kind == "tensors" else (a.numpy(), b.numpy())
+    kinds: dict[str, tuple[Any, Any]] = {
+        "tensors": (a, b),
+        "arrays": (a.numpy(), b.numpy()),
+        "parameters": (a, torch.nn.Parameter(b)),
+    }
+    x, y = kinds[kind]
     first = amm(x, y, **asked)
+    assert isinstance(first, np.ndarray) == (kind == "arrays")
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("chosen again")
 
     monkeypatch.setattr(amm_module, "planned", refuse)
-    assert np.array_equal(np.asarray(amm(x, y, **asked)), np.asarray(first))
+    again = amm(x, y, **asked)
+    assert np.array_equal(again, first) if kind == "arrays" else torch.equal(again, first)
+    if kind == "parameters":
+        again.sum().backward()
+        assert torch.equal(y.grad, torch.matmul(a.T, torch.ones(24, 28)))
     with pytest.raises(AssertionError, match="chosen again"):
         amm(x, y, **{**asked, "rtol": 0.3})
     monkeypatch.undo()

@@ -36,7 +36,8 @@ from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to
 __all__ = ["BACKENDS", "EncodedOperand", "amm", "encode_lhs", "encode_rhs", "explain", "relative_error"]
 
 BACKENDS = ("auto", "reference")
-_STRIDED, _Tensor, _matmul = torch.strided, torch.Tensor, torch.matmul
+_STRIDED, _matmul = torch.strided, torch.matmul
+_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))  # which are what they hold, and no more
 _NUMBERS = frozenset((float, int, type(None)))
 SMALL_ARRAYS = 1 << 30  # entries of A times entries of B; numpy's own product is called for smaller arrays at once
 
@@ -112,7 +113,7 @@ def amm(
     # seems, so that it stands here, and asks nothing that the result tells.
     plain = out_dtype is workspace is randomize is None and backend == "auto" and not check
     plain = plain and type(encoder) is str and type(rtol) in _NUMBERS and type(speedup) in _NUMBERS
-    if plain and type(A) is _Tensor is type(B) and A.is_cpu and B.is_cpu:
+    if plain and type(A) in _TENSORS and type(B) in _TENSORS and A.is_cpu and B.is_cpu:
         way = _quick.get((A.shape, B.shape, A.dtype, B.dtype, encoder, rtol, speedup))
         if way is not None and A.layout is _STRIDED is B.layout and _still_holds():
             c = _matmul(A, B) if way == "torch" else _matmul_by(A, B, way)
@@ -396,7 +397,7 @@ def _known_dense(A: Any, B: Any, *asked: Any) -> Any:
             return None
         with np.errstate(all="ignore"):
             return A @ B
-    if type(A) is torch.Tensor is type(B):
+    if type(A) in _TENSORS and type(B) in _TENSORS:
         way = _quick.get((A.shape, B.shape, A.dtype, B.dtype, *asked, A.device, B.device))
         if way is None or not _still_holds() or A.layout is not _STRIDED or B.layout is not _STRIDED:
             return None
@@ -422,7 +423,7 @@ def _remember_dense(A: Any, B: Any, asked: tuple[Any, Any, Any], way: str) -> No
     if _quick_for[0] is not stamp or len(_quick) >= REMEMBERED:
         _quick.clear()
         _quick_for[0] = stamp
-    if type(A) not in (torch.Tensor, np.ndarray) or min(A.ndim, B.ndim) < 2:
+    if not (type(A) in _TENSORS or type(A) is np.ndarray) or min(A.ndim, B.ndim) < 2:
         return
     places = (A.device, B.device) if isinstance(A, torch.Tensor) and not A.is_cpu else ()
     _quick[(A.shape, B.shape, A.dtype, B.dtype, *asked, *places)] = way
