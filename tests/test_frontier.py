@@ -18,6 +18,7 @@ from stl_search.catalog import store
 from stl_search.cli import main
 from stl_search.errors import UsageError
 from stl_search.scheme import Scheme, Shape
+from stl_search.search.border import Rotation
 from stl_search.search.compositions import Mark, front, mark
 from stl_search.search.frontier import STRATEGIES, Frontier, frontier
 from stl_search.search.problem import Problem
@@ -158,6 +159,25 @@ def test_a_better_composition_is_where_a_slice_begins(home: Path, monkeypatch: p
     searches = stand_in(monkeypatch, [0.5])
     frontier((2, 2, 4), time=5.0, ranks=[10], workers=1)
     assert [s.id for s in searches.calls[0].given] == [half.id]
+
+
+def test_a_rank_that_does_not_improve_is_climbed_to_from_below(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the best that rotation leaves invariant of one and two products fewer, and by ``rotation`` alone."""
+    rng = np.random.default_rng(0)
+    below = {}
+    for rank, frame in ((6, Rotation(2, 0, 2)), (5, Rotation(2, 2, 1))):
+        scales = (0.1, 0.3)  # the smaller ones err less: they are noise
+        made = [Scheme((2, 2, 2), "R", *frame.factors(s * rng.standard_normal(4 * rank))) for s in scales]
+        below[rank] = min((store.load(store.add(s, {}, home)) for s in made), key=lambda s: score.error(s, "bf16"))
+        store.add(worth(rank, 0.9), {}, home)  # better, and not invariant
+    searches = stand_in(monkeypatch, [0.9])
+    frontier((2, 2, 2), time=30.0, ranks=[7], workers=1)
+    climbs = [call for call in searches.calls if call.strategies == ("rotation",)]
+    assert [searches.calls.index(call) for call in climbs] == [3]  # one slice found something, two were in vain
+    assert [s.id for s in climbs[0].given] == [below[6].id, below[5].id]
+    assert climbs[0].steps >= 4
+    frontier((2, 2, 2), time=30.0, ranks=[4], workers=1)  # half of the products: rotation does not serve
+    assert [call for call in searches.calls if call.strategies == ("rotation",)] == climbs
 
 
 @pytest.mark.parametrize(

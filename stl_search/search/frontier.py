@@ -23,14 +23,16 @@ from stl_search import __version__, score
 from stl_search.catalog import store
 from stl_search.errors import StlError, UsageError
 from stl_search.scheme import Scheme, Shape, parse_shape
+from stl_search.search.border import invariant_form
 from stl_search.search.bounds import reached_rank
 from stl_search.search.compositions import Mark, check_work, front, parts_for
 from stl_search.search.descent import Descent, serves
 from stl_search.search.journal import Journal
 from stl_search.search.numeric import variables
 from stl_search.search.portfolio import _cores, discover, placed
-from stl_search.search.problem import LEAST, Problem, check_series
+from stl_search.search.problem import LEAST, Pool, Problem, check_series
 from stl_search.search.relax import Relax
+from stl_search.search.rotation import Rotated
 
 __all__ = ["Frontier", "Row", "frontier"]
 
@@ -39,7 +41,7 @@ _QUICK = ("compose", "deflate")  # of the first slice of a rank, which is short,
 GAIN = 1e-3  # relative gain in error^2 below which a find is no improvement
 _SLICE = 60.0  # seconds that a slice should take; its jobs are counted from how long the last ones took
 _FEWEST = 12  # jobs of a slice, at least
-_WAYS = 4  # jobs of a slice of descents, at least: each goes all the way down
+_WAYS = 4  # jobs of a slice of descents, at least: each goes all the way down; of climbs too
 _FIRST = 2  # of the first one of a rank
 _JOBS = 200  # of a slice, at most
 _RELAXED = 1300  # unknowns up to which following a scheme to another precision takes seconds
@@ -157,7 +159,7 @@ class _Search:
         self.lam = 2 * score.relative_rounding(state.dtype) ** 2
         self.folders = [store.shipped_dir(), store.user_dir(), state.folder]
         self.held: dict[int, store.Entry] = {}  # the best of every rank, also of those that are not searched
-        self.pace: dict[tuple[bool, int], float] = {}  # seconds a job took, apart for descents
+        self.pace: dict[tuple[str, int], float] = {}  # seconds a job took, by the kind of the slice and its rank
         for line in journal.lines:
             self._replay(line)
         self._look()
@@ -228,22 +230,30 @@ class _Search:
 
     def _slice(self, row: Row) -> None:
         """Look for one rank for a while; first of all at what schemes for other precisions become at this one."""
-        state = self.state
         elsewhere = [] if row.slices or row.relaxed else self._elsewhere(row)
         if elsewhere:
             self._search(row, 1, (Relax.name,), elsewhere, "cpu", {"relaxed": True})
             return
-        strategies = (*(STRATEGIES if row.slices else _QUICK), *(["batch"] if self.device != "cpu" else []))
-        given = self._parents(row)
-        down = row.slices > 0 and row.failed % 2 == 1 and serves(state.shape, row.rank, bool(self._exact()))
-        if down:
-            strategies, given = (Descent.name,), self._exact()
-        fewest = _WAYS if down else _FEWEST
-        near = min((r for d, r in self.pace if d == down), key=lambda r: abs(r - row.rank), default=None)
-        jobs = fewest if near is None else max(fewest, min(_JOBS, int(_SLICE / self.pace[down, near])))
+        kind, strategies, given = self._turn(row)
+        fewest = _WAYS if kind else _FEWEST
+        near = min((r for k, r in self.pace if k == kind), key=lambda r: abs(r - row.rank), default=None)
+        jobs = fewest if near is None else max(fewest, min(_JOBS, int(_SLICE / self.pace[kind, near])))
         jobs = jobs if row.slices else _FIRST
-        notes = {"jobs": jobs} | ({"descents": True} if down else {})
-        self._search(row, jobs, strategies, given, "cpu" if down else self.device, notes)
+        notes = {"jobs": jobs} | ({kind: True} if kind else {})
+        self._search(row, jobs, strategies, given, "cpu" if kind else self.device, notes)
+
+    def _turn(self, row: Row) -> tuple[str, tuple[str, ...], list[Scheme]]:
+        """(kind, strategies, schemes to begin from) of a slice.
+
+        Where a rank does not improve by the usual ones, descents from an exact scheme take their turn, and climbs from
+        schemes of fewer products: these have other terms to grow than what a shake leaves of the best scheme.
+        """
+        if row.slices and row.failed % 2 == 1 and serves(self.state.shape, row.rank, bool(self._exact())):
+            return "descents", (Descent.name,), self._exact()
+        if row.slices and row.failed % 4 == 2 and (below := self._below(row)):
+            return "climbs", (Rotated.name,), below
+        strategies = STRATEGIES if row.slices else _QUICK
+        return "", (*strategies, *(["batch"] if self.device != "cpu" else [])), self._parents(row)
 
     def _search(
         self, row: Row, jobs: int, strategies: tuple[str, ...], given: list[Scheme], device: str, notes: dict[str, Any]
@@ -296,6 +306,18 @@ class _Search:
         held = [e for _, e in sorted(self.held.items(), reverse=True) if e.E == 0 and e.ring == "ZT"]
         return [store.scheme_of(e, self.state.shape) for e in held[:1]]
 
+    def _below(self, row: Row) -> list[Scheme]:
+        """The best schemes of one and of two products fewer that rotation leaves invariant, where it serves."""
+        problem = Problem(self.state.shape, row.rank, dtype=self.state.dtype)
+        if not Rotated().weight(problem, Pool(problem)):
+            return []
+        found = []
+        for rank in (row.rank - 1, row.rank - 2):
+            held = store.candidates(self.state.shape, rank, ring="R", dirs=self.folders)
+            schemes = (store.scheme_of(entry, self.state.shape) for entry in sorted(held, key=self._cost))
+            found += [s for s in schemes if invariant_form(s) is not None][:1]
+        return found
+
     def _parents(self, row: Row) -> list[Scheme]:
         """What a slice begins from: the parts of a better composition; or neighbours and near parts; or nothing."""
         composed = self.composed[min(row.rank, len(self.composed) - 1)]
@@ -340,7 +362,8 @@ class _Search:
         row.slices += not relaxed
         row.seconds += line["seconds"]
         if line.get("jobs"):
-            self.pace[line.get("descents", False), row.rank] = max(0.02, line["seconds"] / line["jobs"])
+            kind = next((kind for kind in ("descents", "climbs") if line.get(kind)), "")
+            self.pace[kind, row.rank] = max(0.02, line["seconds"] / line["jobs"])
         if "id" not in line:
             row.failed += not relaxed
             row.idle += 0.0 if relaxed else line["seconds"]
