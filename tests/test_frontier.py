@@ -309,6 +309,13 @@ def test_shipped_errors_are_measured_on_fresh_gaussian_matrices(shipped: dict[Sh
             assert low <= measured / point.error <= high, point
 
 
+def test_no_shipped_find_hangs_on_a_clock() -> None:
+    """A search that its time cut off finds something else on another machine, or on a busy one."""
+    commands = [str(entry.provenance.get("command", "")) for entry in store.entries([store.shipped_dir()])]
+    assert len([c for c in commands if "--steps" in c]) > 100
+    assert [c for c in commands if "--time" in c] == []
+
+
 def test_the_catalog_that_ships_is_small() -> None:
     assert sum(path.stat().st_size for path in store.shipped_dir().rglob("*.json")) < 8 << 20
 
