@@ -8,7 +8,6 @@ meets, so that one graph serves all of them; tracing needs the shape and dtype o
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from typing import Any, Sequence  # noqa: UP035 (torch 2.6 knows no other Sequence in an operator's signature)
 
@@ -27,7 +26,6 @@ Tensor = torch.Tensor
 
 _encoders: dict[str, Scheme | Plan] = {}  # by name, kept for the graphs that mention them
 _operands: weakref.WeakValueDictionary[str, EncodedOperand] = weakref.WeakValueDictionary()  # graphs guard their lives
-_numbers = itertools.count()
 MARK = "registered:"  # begins the names of objects, and of no selector
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 from typing import Any
 
@@ -18,6 +19,8 @@ from stl_search.runtime.operand import EncodedOperand
 __all__ = ["encoded", "multiplied"]
 
 Tensor = torch.Tensor
+
+_numbers = itertools.count()
 
 
 def multiplied(
@@ -104,7 +107,7 @@ def _operand_name(address: int) -> str:
     """A name for an encoded operand, given by its ``id``; it is not kept alive for that."""
     operand = _object(address)
     known = next((name for name, other in compiled._operands.items() if other is operand), None)
-    name = known or f"operand {next(compiled._numbers)}"
+    name = known or f"operand {next(_numbers)}"
     compiled._operands[name] = operand
     return name
 
