@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from stl_search.errors import UsageError
 from stl_search.kernels import dense, gpu_multiply, multiply, ops, reference
@@ -28,7 +29,7 @@ from stl_search.runtime.dispatch import (
     explain,
     out_name,
     request_of,
-    stamp_of_late,
+    seen,
 )
 from stl_search.runtime.estimate import frobenius, guarded
 from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to_kind
@@ -36,7 +37,7 @@ from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to
 __all__ = ["BACKENDS", "EncodedOperand", "amm", "encode_lhs", "encode_rhs", "explain", "relative_error"]
 
 BACKENDS = ("auto", "reference")
-_STRIDED, _matmul = torch.strided, torch.matmul
+_STRIDED, _matmul, _clock = torch.strided, torch.matmul, time.monotonic
 _TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))  # which are what they hold, and no more
 _NUMBERS = frozenset((float, int, type(None)))
 SMALL_ARRAYS = 1 << 30  # entries of A times entries of B; numpy's own product is called for smaller arrays at once
@@ -103,24 +104,29 @@ def amm(
     array([[1., 2.],
            [3., 4.]])
     """
-    if is_compiling():
+    if is_dynamo_compiling():  # the shorter of two calls, for the sake of what follows
         from stl_search.runtime import traced
 
         return traced.multiplied(A, B, encoder, rtol, speedup, out_dtype, backend, check, randomize, workspace)
     if encoder is None:
         encoder = DEFAULT
     # What small products pay for. After a product that has filled the caches each line of this costs more than it
-    # seems, so that it stands here, and asks nothing that the result tells.
-    plain = out_dtype is workspace is randomize is None and backend == "auto" and not check
-    plain = plain and type(encoder) is str and type(rtol) in _NUMBERS and type(speedup) in _NUMBERS
+    # seems, and a call most, so that it stands here, and asks nothing that the result tells.
+    plain = out_dtype is workspace is randomize is None and backend == "auto" and not check and type(encoder) is str
+    plain = plain and (rtol is None or type(rtol) in _NUMBERS) and (speedup is None or type(speedup) in _NUMBERS)
     if plain and type(A) in _TENSORS and type(B) in _TENSORS and A.is_cpu and B.is_cpu:
         way = _quick.get((A.shape, B.shape, A.dtype, B.dtype, encoder, rtol, speedup))
-        if way is not None and A.layout is _STRIDED is B.layout and _still_holds():
+        holds = (_clock() < seen.until and _quick_for[0] is seen.stamp) or _still_holds()
+        if way is not None and holds and A.layout is _STRIDED is B.layout:
             c = _matmul(A, B) if way == "torch" else _matmul_by(A, B, way)
             if c.dtype is A.dtype:  # under torch.autocast it is another
                 return c
     elif plain and (quick := _known_dense(A, B, encoder, rtol, speedup)) is not None:
         return quick
+    if is_compiling():  # for torch.export, whose tensors have no data
+        from stl_search.runtime import traced
+
+        return traced.multiplied(A, B, encoder, rtol, speedup, out_dtype, backend, check, randomize, workspace)
     if backend not in BACKENDS:
         raise UsageError(f"unknown backend {backend!r:.40}; known: {', '.join(BACKENDS)}")
     if workspace is not None and (isinstance(workspace, bool) or not isinstance(workspace, int) or workspace <= 0):
@@ -415,7 +421,7 @@ def _matmul_by(A: torch.Tensor, B: torch.Tensor, way: str) -> torch.Tensor:
 
 def _still_holds() -> bool:
     """Whether the catalog is the one that this holds for, as of a second ago at most; in less than a microsecond."""
-    return _quick_for[0] is (stamp_of_late() or catalog_stamp())
+    return _quick_for[0] is (seen.stamp if _clock() < seen.until else catalog_stamp())
 
 
 def _remember_dense(A: Any, B: Any, asked: tuple[Any, Any, Any], way: str) -> None:

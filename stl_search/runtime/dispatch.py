@@ -46,7 +46,7 @@ __all__ = [
     "plan_for",
     "request_of",
     "scheme_seconds",
-    "stamp_of_late",
+    "seen",
 ]
 
 DEFAULT = "catalog:best"
@@ -270,25 +270,37 @@ def choose(request: Request, problem: Problem, out: str | None = None) -> Explan
 
 
 _chosen: dict[Any, Explanation] = {}
-_stamped: list[Any] = [-math.inf, None, None]  # when, for which folders, the stamp
+
+
+class _Seen:
+    """What the catalog's folders were like when last looked at."""
+
+    __slots__ = ("chosen", "stamp", "until")
+
+    def __init__(self) -> None:
+        self.until = -math.inf  # of the monotonic clock: nobody need look before
+        self.chosen: str | None = None  # STL_CATALOG
+        self.stamp: Any = None  # one object while nothing changes
+
+
+seen = _Seen()
 
 
 def catalog_stamp() -> Any:
-    """What changes when a catalog's folders do; looked at once in LOOK seconds at most, since it costs some calls."""
+    """What changes when a catalog's folders do; looked at once in LOOK seconds at most, since it costs some calls.
+
+    Who has no time to ask may take ``seen.stamp`` for it up to ``seen.until``, whatever STL_CATALOG says.
+    """
     chosen = os.environ.get("STL_CATALOG")
     now = time.monotonic()
-    if now - _stamped[0] > LOOK or _stamped[1] != chosen:
+    if now >= seen.until or seen.chosen != chosen:
         folders = [
             top / sub for top in (store.shipped_dir(), store.user_dir()) for sub in ("", "schemes", "compositions")
         ]
         stamp = tuple((str(f), _changed(f)) for f in folders)
-        _stamped[:] = [now, chosen, _stamped[2] if stamp == _stamped[2] else stamp]  # the same object while it holds
-    return _stamped[2]
-
-
-def stamp_of_late() -> Any:
-    """The last ``catalog_stamp`` where it was looked at within LOOK seconds, else None; whatever STL_CATALOG says."""
-    return _stamped[2] if time.monotonic() - _stamped[0] <= LOOK else None
+        seen.until, seen.chosen = now + LOOK, chosen
+        seen.stamp = seen.stamp if stamp == seen.stamp else stamp
+    return seen.stamp
 
 
 def _changed(folder: Path) -> int:
@@ -301,7 +313,7 @@ def _changed(folder: Path) -> int:
 def forget() -> None:
     """Choose afresh from now on."""
     _chosen.clear()
-    _stamped[0] = -math.inf
+    seen.until = -math.inf
 
 
 def _check_fit(plan: Plan, problem: Problem) -> None:
