@@ -21,9 +21,9 @@ from stl_search.search.numeric import variables
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
 
-__all__ = ["Rotated", "Triangle", "changed"]
+__all__ = ["LARGEST", "Rotated", "Triangle", "changed", "solved"]
 
-_LARGEST = 1300  # unknowns of a third of the scheme: a step takes some hundredths of a second
+LARGEST = 1300  # unknowns of a third of the scheme: a step takes some hundredths of a second
 _WORK = 18000  # unknowns of the whole schemes of a job, which are starts or links of a chain: some seconds
 _MANY = 12  # of them at most
 _FREE = 1e-7  # weight of the noise gain at which schemes are compared, at most
@@ -71,7 +71,7 @@ class Rotated:
     def weight(self, problem: Problem, pool: Pool) -> float:
         m, k, n = problem.shape
         fits = m == k == n > 1 and problem.rank > 2 and problem.symmetry in ("", "cyclic")
-        if not fits or problem.exact or variables(problem.shape, problem.rank) > 3 * _LARGEST:
+        if not fits or problem.exact or variables(problem.shape, problem.rank) > 3 * LARGEST:
             return 0.0
         return float(self.name in problem.strategies or 2 * problem.rank > problem.volume)  # few terms: only if named
 
@@ -86,8 +86,8 @@ class Rotated:
             frame, x = self._best_start(shape[0], problem.rank, free, count, rng, clock)
         stages = np.geomspace(free, lam, 1 + max(1, round(2 * np.log10(lam / free))))[1:]
         for weight in stages:
-            x, _ = _solved(frame, x, float(weight), 40, 0.0, 1e-3, clock, tolerance=1e-6)
-        x, _ = _solved(frame, x, lam, 200, 0.0, 1e-3, clock, tolerance=1e-8)
+            x, _ = solved(frame, x, float(weight), 40, 0.0, 1e-3, clock, tolerance=1e-6)
+        x, _ = solved(frame, x, lam, 200, 0.0, 1e-3, clock, tolerance=1e-8)
         u, v, w = frame.factors(x)
         yield decompose.scheme_of(shape, (u[None], v[None], w[None]))
         if problem.symmetry or rng.random() > _FREED or clock.expired():
@@ -121,7 +121,7 @@ class Rotated:
         frame, x = known[min(len(known), int(rng.geometric(0.35))) - 1]
         value = np.inf
         if frame.rank == rank:
-            x, value = _solved(frame, x, free, _STEPS, 0.0, 1e-3, clock, tolerance=1e-5)
+            x, value = solved(frame, x, free, _STEPS, 0.0, 1e-3, clock, tolerance=1e-5)
         for _ in range(count):
             if value < np.inf and clock.expired():
                 break
@@ -190,13 +190,13 @@ def _met(
     frame: Rotation, x: Floats, free: float, ridge: float, damping: float, best: float, clock: Clock
 ) -> tuple[Floats, float]:
     """(x, F) at the weight ``free``, solved to the end where that promises something beside ``best``."""
-    x, value = _solved(frame, x, free, _STEPS, ridge, damping, clock, single=True)
+    x, value = solved(frame, x, free, _STEPS, ridge, damping, clock, single=True)
     if value < _PROMISING * best:
-        x, value = _solved(frame, x, free, 2 * _STEPS, 0.0, 1e-3, clock, tolerance=0.1 * _TOLERANCE)
+        x, value = solved(frame, x, free, 2 * _STEPS, 0.0, 1e-3, clock, tolerance=0.1 * _TOLERANCE)
     return x, value
 
 
-def _solved(
+def solved(
     frame: Rotation,
     x: Floats,
     weight: float,
@@ -207,6 +207,7 @@ def _solved(
     tolerance: float = _TOLERANCE,
     single: bool = False,
 ) -> tuple[Floats, float]:
+    """(x, F) after Levenberg-Marquardt at one weight of the noise gain; ``single``: steps are solved in float32."""
     flat, value = decompose.damped_gauss_newton(
         x.ravel(),
         lambda y: frame.measure(y, weight),

@@ -35,6 +35,7 @@ _MODULES = (
     "twisted",
     "relax",
     "rotation",
+    "loosen",
     "batch",
     "cheap",
 )
