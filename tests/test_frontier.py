@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,8 @@ from stl_search.search.border import Rotation
 from stl_search.search.compositions import Mark, front, mark
 from stl_search.search.frontier import STRATEGIES, Frontier, frontier
 from stl_search.search.problem import Problem
+from stl_search.search.rotation import Triangle, solved
+from stl_search.search.strategy import Clock
 
 LAM = 2 * score.relative_rounding("bf16") ** 2
 
@@ -212,6 +215,25 @@ def test_a_rank_begins_with_what_schemes_for_other_precisions_become(
     more = frontier((2, 2, 2), time=10.0, ranks=[5, 8], workers=1)
     assert [call.strategies for call in searches.calls[3:]].count(("relax",)) == 0
     assert more.slices == 5
+
+
+def test_large_shapes_begin_with_what_invariant_schemes_become(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where following a whole scheme would take minutes, and of schemes without that symmetry nothing."""
+    monkeypatch.setenv("STL_CATALOG", str(home))
+    monkeypatch.setattr(sys.modules[Frontier.__module__], "_RELAXED", 50)
+    lopsided = transform.change_basis(worth(5, 0.9), np.diag([1.0, 2.0]), np.eye(2), np.eye(2))
+    store.add(lopsided, {"command": "mine"}, home, "fp32")
+    searches = stand_in(monkeypatch, [0.9])
+    frontier((2, 2, 2), time=5.0, ranks=[5], workers=1)
+    assert ("relax",) not in [call.strategies for call in searches.calls]
+    assert ("loosen",) not in [call.strategies for call in searches.calls]
+    frame = Triangle(2, 2, 1)
+    x, _ = solved(frame, np.random.default_rng(0).standard_normal((5, 4)), LAM, 200, 0.0, 1.0, Clock(None))
+    turning = store.load(store.add(Scheme((2, 2, 2), "R", *frame.factors(x)), {"command": "mine"}, home, "fp16"))
+    searches = stand_in(monkeypatch, [0.9])
+    frontier((2, 2, 2), time=5.0, ranks=[5], workers=1, fresh=True)
+    first = searches.calls[0]
+    assert (first.strategies, first.steps, [s.id for s in first.given]) == (("loosen",), 1, [turning.id])
 
 
 def test_frontier_keeps_what_relaxing_finds(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

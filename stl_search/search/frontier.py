@@ -28,11 +28,12 @@ from stl_search.search.bounds import reached_rank
 from stl_search.search.compositions import Mark, check_work, front, parts_for
 from stl_search.search.descent import Descent, serves
 from stl_search.search.journal import Journal
+from stl_search.search.loosen import Loosen
 from stl_search.search.numeric import variables
 from stl_search.search.portfolio import _cores, discover, placed
 from stl_search.search.problem import LEAST, Pool, Problem, check_series
 from stl_search.search.relax import Relax
-from stl_search.search.rotation import Rotated
+from stl_search.search.rotation import LARGEST, Rotated
 
 __all__ = ["Frontier", "Row", "frontier"]
 
@@ -230,9 +231,9 @@ class _Search:
 
     def _slice(self, row: Row) -> None:
         """Look for one rank for a while; first of all at what schemes for other precisions become at this one."""
-        elsewhere = [] if row.slices or row.relaxed else self._elsewhere(row)
+        strategy, elsewhere = ("", []) if row.slices or row.relaxed else self._elsewhere(row)
         if elsewhere:
-            self._search(row, 1, (Relax.name,), elsewhere, "cpu", {"relaxed": True})
+            self._search(row, 1, (strategy,), elsewhere, "cpu", {"relaxed": True})
             return
         kind, strategies, given = self._turn(row)
         fewest = _WAYS if kind else _FEWEST
@@ -293,13 +294,19 @@ class _Search:
         held = self.held.get(scheme.rank)
         return held is None or score.error(scheme, self.state.dtype) ** 2 < self._cost(held) * (1 - GAIN)
 
-    def _elsewhere(self, row: Row) -> list[Scheme]:
-        """The approximate schemes of that rank that are best at some precision, where following one is quick."""
-        if variables(self.state.shape, row.rank) > _RELAXED:
-            return []
+    def _elsewhere(self, row: Row) -> tuple[str, list[Scheme]]:
+        """The approximate schemes of that rank that are best at some precision, and the strategy that follows them to
+        this one; of large shapes only those that rotation leaves invariant."""
+        unknowns = variables(self.state.shape, row.rank)
+        square = len(set(self.state.shape)) == 1
+        if unknowns > (3 * LARGEST if square else _RELAXED):
+            return "", []
         best = {dtype: store.frontier(self.state.shape, dtype, self.folders) for dtype in score.DTYPES}
         found = {p.entry.id: p.entry for points in best.values() for p in points if p.rank == row.rank}
-        return [store.scheme_of(entry, self.state.shape) for entry in found.values() if entry.E]
+        schemes = [store.scheme_of(entry, self.state.shape) for entry in found.values() if entry.E]
+        if unknowns <= _RELAXED:
+            return Relax.name, schemes
+        return Loosen.name, [scheme for scheme in schemes if invariant_form(scheme) is not None]
 
     def _exact(self) -> list[Scheme]:
         """The best exact scheme over ZT that is held, from which descents begin; none where none is."""
