@@ -298,8 +298,8 @@ def catalog_stamp() -> Any:
             top / sub for top in (store.shipped_dir(), store.user_dir()) for sub in ("", "schemes", "compositions")
         ]
         stamp = tuple((str(f), _changed(f)) for f in folders)
-        seen.until, seen.chosen = now + LOOK, chosen
         seen.stamp = seen.stamp if stamp == seen.stamp else stamp
+        seen.until, seen.chosen = now + LOOK, chosen
     return seen.stamp
 
 
