@@ -7,7 +7,6 @@ Whoever wants the symmetry let go in the end runs ``relax`` on the result.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,16 +14,15 @@ import numpy as np
 from stl_search import decompose
 from stl_search.decompose import Floats
 from stl_search.scheme import Scheme
-from stl_search.search.border import invariant_form
+from stl_search.search.border import Rotation
 from stl_search.search.numeric import variables
 from stl_search.search.problem import Pool, Problem
-from stl_search.search.relax import suited
-from stl_search.search.rotation import LARGEST, Triangle, solved
+from stl_search.search.relax import between, suited
+from stl_search.search.rotation import LARGEST, known, solved
 from stl_search.search.strategy import Clock, register
 
 __all__ = ["Loosen", "loosened"]
 
-_STEP = 10**0.5  # factor between two weights
 _STEPS = 300  # at each weight, at most
 _TOLERANCE = 1e-6  # relative gain below which the next weight is due
 _LAST = 1000, 1e-9  # steps and tolerance at the asked weight
@@ -42,37 +40,23 @@ class Loosen:
         fits = m == k == n > 1 and problem.symmetry in ("", "cyclic") and not problem.exact and not problem.thrifty
         if not fits or variables(problem.shape, problem.rank) > 3 * LARGEST:
             return 0.0
-        return float(_best_form(problem, pool) is not None)
+        return float(bool(known(problem, pool, 0)))
 
     def run(self, problem: Problem, pool: Pool, rng: np.random.Generator, clock: Clock) -> Iterator[Scheme]:
         shape, lam = problem.shape, problem.lam
-        form = _best_form(problem, pool)
-        if form is None:
-            return
-        frame, x = form
-        u, v, w = frame.factors(x)
-        first = suited(shape, (u[None], v[None], w[None]), lam)
-        u, v, w = frame.factors(loosened(frame, x, first, lam, clock))
-        yield decompose.scheme_of(shape, (u[None], v[None], w[None]))
+        for frame, x in known(problem, pool, 0)[:1]:
+            u, v, w = frame.factors(x)
+            first = suited(shape, (u[None], v[None], w[None]), lam)
+            u, v, w = frame.factors(loosened(frame, x, first, lam, clock))
+            yield decompose.scheme_of(shape, (u[None], v[None], w[None]))
 
 
-def loosened(frame: Triangle, x: Floats, first: float, lam: float, clock: Clock) -> Floats:
+def loosened(frame: Rotation, x: Floats, first: float, lam: float, clock: Clock) -> Floats:
     """The optimum x (r, n*n) at the weight ``lam`` that one at the weight ``first`` leads to, up or down."""
-    stages = math.ceil(abs(math.log(lam / first, _STEP)))
-    for weight in np.geomspace(first, lam, stages + 1)[1:-1]:
-        x, _ = solved(frame, x, float(weight), _STEPS, 0.0, 1e-3, clock, tolerance=_TOLERANCE)
+    for weight in between(first, lam)[:-1]:
+        x, _ = solved(frame, x, weight, _STEPS, 0.0, 1e-3, clock, tolerance=_TOLERANCE)
     x, _ = solved(frame, x, lam, _LAST[0], 0.0, 1e-3, clock, tolerance=_LAST[1])
     return x
-
-
-def _best_form(problem: Problem, pool: Pool) -> tuple[Triangle, Floats] | None:
-    """The least entry of the pool at the asked rank that has an invariant form."""
-    for entry in sorted(pool.cell(problem.shape, problem.rank), key=lambda entry: entry.cost):
-        form = invariant_form(entry.scheme)
-        if form is not None:
-            frame, x = form
-            return Triangle(frame.n, frame.fixed, frame.orbits), x
-    return None
 
 
 register(Loosen())

@@ -19,7 +19,7 @@ from stl_search.scheme import Scheme, Shape
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
 
-__all__ = ["Relax", "followed", "suited"]
+__all__ = ["Relax", "between", "followed", "suited"]
 
 _FEW = 4  # schemes that a job follows
 _LEAST = 1e-16  # weight below which rounding in float64 is what is left
@@ -60,12 +60,21 @@ def suited(shape: Shape, batch: Batch, other: float) -> float:
     return min(_MOST, max(_LEAST, best)) if best > 0 else other
 
 
+def between(first: float, lam: float) -> list[float]:
+    """Weights from one to another, up or down, by equal factors of at most 10^.5; without the first one.
+
+    >>> [f"{x:.1e}" for x in between(1e-6, 1e-7)], between(1e-6, 1e-6)
+    (['3.2e-07', '1.0e-07'], [1e-06])
+    """
+    stages = math.ceil(abs(math.log(lam / first, _STEP)))
+    return [*(float(x) for x in np.geomspace(first, lam, stages + 1)[1:-1]), lam]
+
+
 def followed(shape: Shape, batch: Batch, first: float, lam: float, clock: Clock) -> Batch:
     """The optimum (batch of one) at the weight ``lam`` that one at the weight ``first`` leads to."""
-    stages = math.ceil(abs(math.log(lam / first, _STEP)))
-    for weight in [*np.geomspace(first, lam, stages + 1)[1:-1], lam]:
+    for weight in between(first, lam):
         batch, _ = decompose.levenberg_marquardt(
-            shape, batch, float(weight), _STEPS, 1e-3, tolerance=_TOLERANCE, stop=clock.expired
+            shape, batch, weight, _STEPS, 1e-3, tolerance=_TOLERANCE, stop=clock.expired
         )
         if clock.expired():
             break

@@ -21,7 +21,7 @@ from stl_search.search.numeric import variables
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
 
-__all__ = ["LARGEST", "Rotated", "Triangle", "changed", "solved"]
+__all__ = ["LARGEST", "Rotated", "Triangle", "changed", "known", "solved"]
 
 LARGEST = 1300  # unknowns of a third of the scheme: a step takes some hundredths of a second
 _WORK = 18000  # unknowns of the whole schemes of a job, which are starts or links of a chain: some seconds
@@ -79,9 +79,9 @@ class Rotated:
         shape, lam = problem.shape, problem.lam
         free = min(lam, _FREE)
         count = max(3, min(_MANY, _WORK // variables(shape, problem.rank)))
-        known = _known(problem, pool)
-        if known and rng.random() < _AGAIN:
-            frame, x = self._chain(known, problem.rank, free, count, rng, clock)
+        held = known(problem, pool, _REACH)
+        if held and rng.random() < _AGAIN:
+            frame, x = self._chain(held, problem.rank, free, count, rng, clock)
         else:
             frame, x = self._best_start(shape[0], problem.rank, free, count, rng, clock)
         stages = np.geomspace(free, lam, 1 + max(1, round(2 * np.log10(lam / free))))[1:]
@@ -176,10 +176,10 @@ def _traded(frame: Rotation, x: Floats, rank: int, rng: np.random.Generator) -> 
     return Triangle(frame.n, wanted, (rank - wanted) // 3), whole
 
 
-def _known(problem: Problem, pool: Pool) -> list[_State]:
-    """The invariant schemes of the pool, of the asked rank and of those near to it; those first, and good ones."""
+def known(problem: Problem, pool: Pool, reach: int) -> list[_State]:
+    """The invariant schemes of the pool of ranks at most ``reach`` from the asked one; near ranks first, good ones."""
     ranks = sorted(
-        (r for r in pool.ranks(problem.shape) if abs(r - problem.rank) <= _REACH), key=lambda r: abs(r - problem.rank)
+        (r for r in pool.ranks(problem.shape) if abs(r - problem.rank) <= reach), key=lambda r: abs(r - problem.rank)
     )
     entries = [entry for r in ranks for entry in sorted(pool.cell(problem.shape, r), key=lambda e: e.cost)]
     forms = (invariant_form(entry.scheme) for entry in entries)
