@@ -327,3 +327,18 @@ def test_encoding_stays_outside_of_graphs() -> None:
     torch.testing.assert_close(torch.compile(both, backend="eager")(a, b), both(a, b))
     with pytest.raises(Exception, match="encode_rhs"):
         Whole(lambda x, y: amm(x, encode_rhs(y, ROUGH)))(a, b)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_program_has_one_operator(strict: bool) -> None:
+    """Without ``strict`` no Dynamo looks on: what tells ``amm`` are tensors without data, after its short way."""
+
+    class Product(torch.nn.Module):
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return amm(a, b, STRASSEN)  # type: ignore[no-any-return]
+
+    a, b = torch.randn(24, 16), torch.randn(16, 20)
+    program = torch.export.export(Product(), (a, b), strict=strict)
+    calls = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert calls == ["stl_search.multiply.default"]
+    assert torch.equal(program.module()(a, b), amm(a, b, STRASSEN))
