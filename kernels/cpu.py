@@ -61,6 +61,8 @@ def encode(x: Tensor, coefficients: Tensor, layout: str = "block", dtype: torch.
 
 def encode_into(x: Tensor, coefficients: Tensor, layout: str, out: Tensor, top: int = 0, left: int = 0) -> None:
     """Into ``out``: (r, ..., rows, cols), the window of all slices of x: (..., M, K) that begins at (top, left)."""
+    if not len(out):
+        return
     x = x.resolve_neg()  # torch may hold a sign as a note, which memory does not tell
     blocks = _Side.of_matrix(x, coefficients, layout, top, left)
     _run(blocks, _Side.of_slices(out), out.shape[1:], coefficients, by_output=True)
@@ -83,8 +85,11 @@ def decode_into(
 ) -> None:
     """What p, the window of all slices that begins at (top, left), decodes to in ``out``: (..., M, N).
 
-    p: (r, ..., rows, cols), or its r slices, all laid out alike.
+    p: (r, ..., rows, cols), or its r slices, all laid out alike; of none, all of ``out`` is zero.
     """
+    if not len(p):
+        out.zero_()
+        return
     blocks = _Side.of_matrix(out, coefficients, layout, top, left)
     _run(_Side.of_slices(p), blocks, p[0].shape, coefficients, by_output=False)
 

@@ -16,14 +16,12 @@ from stl_search.errors import UsageError
 from stl_search.kernels import dense, gpu_multiply, multiply, ops, reference
 from stl_search.kernels.plan import Plan, numpy_dtype, torch_dtype, wider, with_out
 from stl_search.kernels.watched import watched
-from stl_search.runtime import calibrate, compiled  # noqa: F401 (saved graphs find its operators)
+from stl_search.runtime import calibrate, compiled, known  # noqa: F401 (saved graphs find its operators)
 from stl_search.runtime.dispatch import (
     DEFAULT,
-    REMEMBERED,
     Explanation,
     Problem,
     Request,
-    catalog_stamp,
     choose,
     dense_way,
     explain,
@@ -37,10 +35,7 @@ from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to
 __all__ = ["BACKENDS", "EncodedOperand", "amm", "encode_lhs", "encode_rhs", "explain", "relative_error"]
 
 BACKENDS = ("auto", "reference")
-_STRIDED, _matmul, _clock = torch.strided, torch.matmul, time.monotonic
-_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))  # which are what they hold, and no more
-_NUMBERS = frozenset((float, int, type(None)))
-SMALL_ARRAYS = 1 << 30  # entries of A times entries of B; numpy's own product is called for smaller arrays at once
+_clock = time.monotonic
 
 
 def amm(
@@ -110,18 +105,14 @@ def amm(
         return traced.multiplied(A, B, encoder, rtol, speedup, out_dtype, backend, check, randomize, workspace)
     if encoder is None:
         encoder = DEFAULT
-    # What small products pay for. After a product that has filled the caches each line of this costs more than it
-    # seems, and a call most, so that it stands here, and asks nothing that the result tells.
-    plain = out_dtype is workspace is randomize is None and backend == "auto" and not check and type(encoder) is str
-    plain = plain and (rtol is None or type(rtol) in _NUMBERS) and (speedup is None or type(speedup) in _NUMBERS)
-    if plain and type(A) in _TENSORS and type(B) in _TENSORS and A.is_cpu and B.is_cpu:
-        way = _quick.get((A.shape, B.shape, A.dtype, B.dtype, encoder, rtol, speedup))
-        holds = (_clock() < seen.until and _quick_for[0] is seen.stamp) or _still_holds()
-        if way is not None and holds and A.layout is _STRIDED is B.layout:
-            c = _matmul(A, B) if way == "torch" else _matmul_by(A, B, way)
-            if c.dtype is A.dtype:  # under torch.autocast it is another
-                return c
-    elif plain and (quick := _known_dense(A, B, encoder, rtol, speedup)) is not None:
+    # What small products pay for, see ``known``: after a product that has filled the caches each line of this costs
+    # more than it seems, and a call most, so that it stands here.
+    plain = out_dtype is workspace is randomize is None and backend == "auto" and check is False
+    if plain and rtol is speedup is None and (encoder is DEFAULT or (type(encoder) is str and encoder == DEFAULT)):
+        for alike, product in seen.latest:
+            if alike(A, B) and _clock() < seen.until:
+                return product(A, B)
+    if plain and (quick := known.product(A, B, encoder, rtol, speedup)) is not None:
         return quick
     if is_compiling():  # for torch.export, whose tensors have no data
         from stl_search.runtime import traced
@@ -147,7 +138,7 @@ def amm(
         assert isinstance(a, Operand)
         assert isinstance(b, Operand)
         if plain and (a.device.type == "cuda" or (a.device.type == "cpu" and a.dtype != "fp16")):
-            _remember_dense(A, B, (encoder, rtol, speedup), chosen.way)
+            known.remember(A, B, (encoder, rtol, speedup), chosen.way)
         return _dense(a, b, out or a.dtype, chosen.way)
     plan, levels = chosen.plan, chosen.levels
     if a.kind == "numpy":
@@ -387,60 +378,12 @@ def _dense_as(out_dtype: Any, a: Operand, b: Operand) -> tuple[Any, str]:
     return _dense(a, b, out, way), way
 
 
-_quick: dict[Any, str] = {}  # what was asked of which shapes and dtypes, where the answer is dense -> by which routine
-_quick_for: list[Any] = [None]  # the catalog that this holds for
-
-
-def _known_dense(A: Any, B: Any, *asked: Any) -> Any:
-    """A @ B at once where the same call was answered by dense before; None for all other calls.
-
-    ``asked`` is the encoder, rtol and speedup. For arrays, and tensors elsewhere: those on the processor ``amm`` looks
-    after itself.
-    """
-    if type(A) is np.ndarray is type(B):
-        way = _quick.get((A.shape, B.shape, A.dtype, B.dtype, *asked))
-        if way is None or not _still_holds() or (way != "numpy" and A.size * B.size >= SMALL_ARRAYS):
-            return None
-        with np.errstate(all="ignore"):
-            return A @ B
-    if type(A) in _TENSORS and type(B) in _TENSORS:
-        way = _quick.get((A.shape, B.shape, A.dtype, B.dtype, *asked, A.device, B.device))
-        if way is None or not _still_holds() or A.layout is not _STRIDED or B.layout is not _STRIDED:
-            return None
-        c = torch.matmul(A, B)
-        return c if c.dtype is A.dtype else None
-    return None
-
-
-def _matmul_by(A: torch.Tensor, B: torch.Tensor, way: str) -> torch.Tensor:
-    """A @ B by a routine that knows neither gradients nor transforms, where there are none."""
-    if A.requires_grad or B.requires_grad or watched():
-        return torch.matmul(A, B)
-    return dense.matmul(A, B, way)
-
-
-def _still_holds() -> bool:
-    """Whether the catalog is the one that this holds for, as of a second ago at most; in less than a microsecond."""
-    return _quick_for[0] is (seen.stamp if _clock() < seen.until else catalog_stamp())
-
-
-def _remember_dense(A: Any, B: Any, asked: tuple[Any, Any, Any], way: str) -> None:
-    stamp = catalog_stamp()
-    if _quick_for[0] is not stamp or len(_quick) >= REMEMBERED:
-        _quick.clear()
-        _quick_for[0] = stamp
-    if not (type(A) in _TENSORS or type(A) is np.ndarray) or min(A.ndim, B.ndim) < 2:
-        return
-    places = (A.device, B.device) if isinstance(A, torch.Tensor) and not A.is_cpu else ()
-    _quick[(A.shape, B.shape, A.dtype, B.dtype, *asked, *places)] = way
-
-
 def _dense(a: Operand, b: Operand, out: str, way: str = "torch") -> Any:
     """A @ B by the fastest library at hand (on the processor ``way``), rounded once to ``out``; of their kind."""
     wide = wider(out, a.dtype)
     if wide == "fp16" and a.device.type == "cpu":
         wide = "fp32"  # numpy and torch have no fast float16 product on most CPUs: 25 to 150 times slower
-    if a.array is not None and b.array is not None and (way == "numpy" or a.array.size * b.array.size < SMALL_ARRAYS):
+    if a.array is not None and b.array is not None and (way == "numpy" or known.small(a.array, b.array)):
         given = numpy_dtype(wide, a.complex)
         with np.errstate(all="ignore"):  # NaN and infinity pass here as they do everywhere in amm
             c = np.matmul(a.array.astype(given, copy=False), b.array.astype(given, copy=False))

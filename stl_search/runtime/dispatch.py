@@ -273,14 +273,16 @@ _chosen: dict[Any, Explanation] = {}
 
 
 class _Seen:
-    """What the catalog's folders were like when last looked at."""
+    """What the catalog's folders were like when last looked at, and what ``DEFAULT`` came to then, see ``known``."""
 
-    __slots__ = ("chosen", "stamp", "until")
+    __slots__ = ("chosen", "latest", "stamp", "until")
 
     def __init__(self) -> None:
         self.until = -math.inf  # of the monotonic clock: nobody need look before
         self.chosen: str | None = None  # STL_CATALOG
         self.stamp: Any = None  # one object while nothing changes
+        # tests of two operands, and how to multiply those that pass
+        self.latest: tuple[tuple[Callable[[Any, Any], bool], Callable[[Any, Any], Any]], ...] = ()
 
 
 seen = _Seen()
@@ -298,7 +300,8 @@ def catalog_stamp() -> Any:
             top / sub for top in (store.shipped_dir(), store.user_dir()) for sub in ("", "schemes", "compositions")
         ]
         stamp = tuple((str(f), _changed(f)) for f in folders)
-        seen.stamp = seen.stamp if stamp == seen.stamp else stamp
+        if stamp != seen.stamp:
+            seen.stamp, seen.latest = stamp, ()
         seen.until, seen.chosen = now + LOOK, chosen
     return seen.stamp
 
@@ -313,7 +316,7 @@ def _changed(folder: Path) -> int:
 def forget() -> None:
     """Choose afresh from now on."""
     _chosen.clear()
-    seen.until = -math.inf
+    seen.until, seen.latest = -math.inf, ()
 
 
 def _check_fit(plan: Plan, problem: Problem) -> None:

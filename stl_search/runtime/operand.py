@@ -184,14 +184,14 @@ def read(x: Any, name: str) -> Operand:
         given = str(x.dtype).removeprefix("torch.")
         raise UsageError(f"{name} is {given}: amm multiplies {ways}, complex64 and complex128; convert it first")
     if array is not None:
-        tensor = _tensor_of(array)
+        tensor = tensor_of(array)
     assert tensor is not None
     if tensor.is_neg():
         tensor = tensor.resolve_neg()  # once, not for each part of a product that reads memory
     return Operand(name, kind, tensor, dtype, is_complex, array)
 
 
-def _tensor_of(array: np.ndarray[Any, Any]) -> torch.Tensor:
+def tensor_of(array: np.ndarray[Any, Any]) -> torch.Tensor:
     """A tensor on the memory of the array; on a copy where torch knows no such strides, byte order or alignment."""
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
