@@ -28,6 +28,12 @@ HALF = Scheme((2, 2, 2), "R", *(f[KEPT] for f in CLASSICAL))
 RNG = np.random.default_rng(0)
 
 
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """Each test draws what it draws alone, whatever ran before it."""
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def pair(*shapes: tuple[int, ...]) -> list[np.ndarray[Any, Any]]:
     return [RNG.standard_normal(shape) for shape in shapes]
 
@@ -48,7 +54,8 @@ def test_it_is_unbiased_and_its_bound_holds_as_often_as_it_says(spectrum: str) -
     assert abs(mean - 1) < 5 * spread / math.sqrt(runs) + 0.02
     misses = sum(e.upper < true for e in found)
     assert misses <= 0.1 * runs  # Chernoff's bound is loose: about none is expected
-    assert all(e.upper < 4 * true for e in found if e.estimate > true / 2)  # and yet it says something
+    assert np.median([e.upper for e in found]) < 3 * true  # and yet it says something
+    assert sum(e.upper >= 4 * true for e in found) <= runs // 100  # of one direction, estimates spread by a third
 
 
 def test_more_probes_bring_the_bound_closer() -> None:

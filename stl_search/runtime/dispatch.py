@@ -75,6 +75,9 @@ STEPS = 6  # encode, encode, multiply, decode and what stands between: calls tha
 # Complex numbers take the reference path: that many passes over memory for each of the kernels'.
 REFERENCE_PASSES = 4.0
 BYTES = {"fp8_e4m3": 1, "bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
+# Products of one entry that are added up in one row. BLAS libraries begin anew after some 384 (measured, K from 16 to
+# 8192, squared error in d^2: MKL and OpenBLAS K/2 up to 384, then 180 to 220; oneDNN and ``panels`` K/2 up to 1024).
+ROW, PANEL_ROW = 384.0, 1024.0
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,30 @@ class Problem:
 
     @property
     def dense_error(self) -> float:
-        """Expected relative error of the dense product: the rounding of its output alone."""
-        return score.relative_rounding(self.out)
+        """Expected relative error of the dense product: of its sums, and of an output that is narrower."""
+        return math.sqrt(self.summed(self.inner, self.row) + self.output_rounding**2)
+
+    @property
+    def row(self) -> float:
+        """How many terms are added up in a row at most, as far as is known without measuring."""
+        return ROW if self.device.partition(":")[0] == "cpu" else math.inf
+
+    def summed(self, terms: float, row: float) -> float:
+        """Expected squared relative error of sums of so many products of independent numbers, ``row`` in a row.
+
+        Each of L partial sums is rounded, and its square grows to the whole's: (L + 1)/2 times d^2 of the precision of
+        the sums.
+        """
+        length = max(1.0, min(terms * (2 if self.complex else 1), row))
+        return score.relative_rounding(wider("fp32", self.dtype)) ** 2 * (length + 1) / 2
 
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
     """How a product is done and why: ``plan`` (None for the plain dense product) and what was weighed.
 
-    ``predicted_error`` is the expected relative Frobenius error under ``assumption``; ``cost`` the modelled time
+    ``predicted_error`` is the expected relative Frobenius error under ``assumption``, that of sums in the precision of
+    the products with it (which ``Plan.predicted_error`` leaves out, as it hangs on K); ``cost`` the modelled time
     relative to the dense product (1 for dense itself), or the measured one where ``reason`` says so; ``considered``
     the number of catalog entries that met the request; ``levels`` how often the scheme is applied; ``way`` the routine
     of the dense product (see ``kernels.dense``); ``alternatives`` what was weighed, with modelled seconds, fastest
@@ -259,7 +277,9 @@ def choose(request: Request, problem: Problem, out: str | None = None) -> Explan
             _check_fit(plan, problem)
         else:
             plan = plan_for(found, problem.dtype, problem.out, problem.complex, problem.device)
-        return Explanation(plan, plan.predicted_error, math.nan, 1, "named, so used as asked")
+        sums = _accumulated(Cost.of_plan(plan), plan.noise_gain, problem, 1, problem.row)
+        predicted = math.sqrt(plan.predicted_error**2 + sums)
+        return Explanation(plan, predicted, math.nan, 1, "named, so used as asked")
     assert request.selector is not None
     key = (catalog_stamp(), request.selector, request.rtol, request.speedup, problem)
     if key not in _chosen:
@@ -364,6 +384,13 @@ class Cost:
             share = min(1.0, (entry.additions + 2 * entry.rank + grids[2]) / sum(full))
         return Cost(shape, entry.rank, (full[0] * share, full[1] * share, full[2] * share), product)
 
+    @staticmethod
+    @lru_cache(maxsize=256)
+    def of_plan(plan: Plan) -> Cost:
+        """From the coefficients of a plan's scheme."""
+        u, v, w = (float(np.count_nonzero(f)) for f in plan.factors)
+        return Cost(plan.scheme.shape, plan.scheme.rank, (u, v, w), plan.product)
+
 
 def scheme_seconds(cost: Cost, problem: Problem, levels: int = 1, slow: float = 1.0) -> float:
     """Modelled time of ``levels`` levels of a scheme, nothing encoded in advance; operands padded to whole tiles.
@@ -426,7 +453,7 @@ def _choose_open(request: Request, selector: store.Selector, problem: Problem) -
     at = selector.dtype or problem.dtype
     by_time = sorted(options, key=lambda o: (o.seconds, o.entry.error(at), o.entry.id, o.cost.shape))
     if request.speedup is not None:
-        options.sort(key=lambda o: (o.entry.error(at), o.levels, o.seconds, o.entry.id, o.cost.shape))
+        options.sort(key=lambda o: (o.entry.error(at) ** 2 + o.sums, o.levels, o.seconds, o.entry.id, o.cost.shape))
     else:
         options = by_time
     shown = by_time[:SHOWN]
@@ -473,13 +500,14 @@ def _weighed(
 
 @dataclass(frozen=True)
 class _Option:
-    """An entry, the shape to bring it to, how it is run, and the time and error to expect."""
+    """An entry, the shape to bring it to, how it is run, the time and error to expect, and its sums' squared share."""
 
     entry: store.Entry
     cost: Cost
     levels: int
     seconds: float
     error: float
+    sums: float
 
 
 def _options(entry: store.Entry, request: Request, selector: store.Selector, problem: Problem) -> list[_Option]:
@@ -487,14 +515,22 @@ def _options(entry: store.Entry, request: Request, selector: store.Selector, pro
     shapes: list[Shape] = [selector.shape] if selector.shape else sorted(set(itertools.permutations(entry.shape)))  # type: ignore[arg-type]
     deep = entry.E == 0 and not problem.complex and problem.device.startswith("cpu")
     narrow = ["bf16"] if problem.dtype == "bf16" and (request.rtol or request.speedup) else []
+    row = problem.row
+    if row == ROW and "panels" in calibrate.rates("cpu", wider("fp32", problem.dtype)).slice_ways:
+        row = PANEL_ROW
     found = []
     for product in ["", *narrow]:
         for levels in range(1, LEVELS + 1 if deep and not product else 2):
-            error = _error(entry, problem, product, levels)
-            if _qualifies(entry, error, request, problem):
-                for shape in shapes:
-                    cost = Cost.of_entry(entry, shape, product)
-                    found.append(_Option(entry, cost, levels, scheme_seconds(cost, problem, levels), error))
+            rounding = _rounding(entry, problem, product, levels)
+            if request.rtol is None and request.speedup is None and not _exact(entry, rounding, problem):
+                continue
+            for shape in shapes:
+                cost = Cost.of_entry(entry, shape, product)
+                sums = _accumulated(cost, entry.kappa or 0.0, problem, levels, row)
+                error = math.hypot(rounding, math.sqrt(sums))
+                if request.rtol is None or error <= request.rtol:
+                    seconds = scheme_seconds(cost, problem, levels)
+                    found.append(_Option(entry, cost, levels, seconds, error, sums))
     return found
 
 
@@ -516,8 +552,8 @@ def _why_dense(request: Request, qualified: int, problem: Problem, how: str) -> 
     return "the catalog has no exact scheme of that kind, and no error was allowed (rtol or speedup)"
 
 
-def _error(entry: store.Entry, problem: Problem, product: str, levels: int) -> float:
-    """Predicted: sqrt(E + (2 d^2 + d_P^2) kappa + d_C^2), kappa of all levels together."""
+def _rounding(entry: store.Entry, problem: Problem, product: str, levels: int) -> float:
+    """Predicted without sums: sqrt(E + (2 d^2 + d_P^2) kappa + d_C^2), kappa of all levels together."""
     assert entry.E is not None
     assert entry.kappa is not None
     d, d_out = score.relative_rounding(problem.dtype), problem.output_rounding
@@ -525,15 +561,20 @@ def _error(entry: store.Entry, problem: Problem, product: str, levels: int) -> f
     return math.sqrt(entry.E + (2 * d**2 + d_product**2) * entry.kappa**levels + d_out**2)
 
 
-def _qualifies(entry: store.Entry, predicted: float, request: Request, problem: Problem) -> bool:
-    """Whether the predicted error is within rtol; without rtol and speedup, whether it is rounding alone."""
-    if request.rtol is not None:
-        return predicted <= request.rtol
-    if request.speedup is not None:
-        return True
+def _accumulated(cost: Cost, kappa: float, problem: Problem, levels: int, row: float) -> float:
+    """What sums add to the squared error: of K'/k products each, and of the linear combinations before and after."""
+    inner = -(-problem.inner // cost.shape[1] ** levels)
+    slices = (cost.rank, cost.rank, cost.shape[0] * cost.shape[2])
+    before = sum(max(0.0, count / of - 1) / 2 for count, of in zip(cost.sums, slices, strict=True) if of)
+    d = score.relative_rounding(wider("fp32", problem.dtype))
+    return kappa**levels * (problem.summed(inner, row) + d**2 * levels * before)
+
+
+def _exact(entry: store.Entry, rounding: float, problem: Problem) -> bool:
+    """Whether the error is that of rounding operands alone, and not too many times."""
     assert entry.E is not None
     d = score.relative_rounding(problem.dtype)
-    return math.sqrt(entry.E) <= d and predicted <= MAX_ROUNDINGS * max(d, problem.output_rounding)
+    return math.sqrt(entry.E) <= d and rounding <= MAX_ROUNDINGS * max(d, problem.output_rounding)
 
 
 def explain(
@@ -557,7 +598,7 @@ def explain(
     >>> found = explain((8, 8, 8))
     8 x 8 times 8 x 8 in fp32 on cpu
     dense: so small a product costs less than moving its operands
-    predicted relative error 2.54e-08 (for independent zero-mean entries of equal variance within A and within B)
+    predicted relative error 5.38e-08 (for independent zero-mean entries of equal variance within A and within B)
     >>> found.plan is None
     True
     """
@@ -577,8 +618,7 @@ def explain(
     forget()
     found = choose(request_of(encoder, rtol, speedup), problem, out)
     if found.plan is not None and math.isnan(found.cost) and problem.flops and device.partition(":")[0] != "meta":
-        u, v, w = (float(np.count_nonzero(f)) for f in found.plan.factors)
-        cost = Cost(found.plan.scheme.shape, found.plan.scheme.rank, (u, v, w), found.plan.product)
+        cost = Cost.of_plan(found.plan)
         times = [(found.name, scheme_seconds(cost, problem)), ("dense", dense_seconds(problem))]
         if problem.dtype == "bf16" != cost.product:  # what a Plan can ask for
             narrow = replace(cost, product="bf16")
