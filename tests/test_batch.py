@@ -290,11 +290,11 @@ def test_a_frontier_on_the_gpu_names_batch_in_every_slice(tmp_path: Path, monkey
 
 
 def test_a_find_of_batch_is_made_again_by_its_command(tmp_path: Path) -> None:
-    """The whole way through a worker process, with the thousands of starts of <2,2,2>."""
-    result = discover((2, 2, 2), 5, steps=1, strategies=["batch"], device="cpu", out=tmp_path / "one")
+    """The whole way through a worker process, with thousands of starts."""
+    result = discover((2, 2, 2), 3, steps=1, strategies=["batch"], device="cpu", out=tmp_path / "one")
     assert result.found
     assert result.strategy == "batch"
-    assert result.E <= 0.2530
+    assert result.E <= 0.6243  # 5/8 is the line
     assert result.measured is None
     command = shlex.split(json.loads(result.path.read_text())["provenance"]["command"])
     assert command[-2:] == ["--device", "cpu"]

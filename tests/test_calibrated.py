@@ -136,7 +136,7 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path, monkeypa
 
     monkeypatch.setattr("stl_search.search.calibrated.fit", counted)
 
-    def search(out: str, stop: int = 99, steps: int = 5, **options: Any) -> dict[str, Any]:
+    def search(out: str, stop: int = 99, steps: int = 3, **options: Any) -> dict[str, Any]:
         def progress(tried: int, error: float) -> None:
             if tried == stop:
                 raise KeyboardInterrupt
@@ -147,31 +147,31 @@ def test_an_interrupted_search_goes_on_where_it_stopped(tmp_path: Path, monkeypa
         )
 
     whole = search("whole")
-    assert len(fits) == 5
-    for stop in (1, 3):
+    assert len(fits) == 3
+    for stop in (1, 2):
         with pytest.raises(KeyboardInterrupt):
             search("cut", stop)
         first = len(fits)
         found = search("cut")
-        assert len(fits) == 5 - stop
+        assert len(fits) == 3 - stop
         assert first == stop
         assert found["id"] == whole["id"]
         assert Path(found["path"]).read_text() == Path(whole["path"]).read_text()
         Path(found["path"]).unlink()  # a finished journal is not gone on with
     with pytest.raises(KeyboardInterrupt):
-        search("cut", 3)
+        search("cut", 2)
     assert search("cut", fresh=True)["id"] == whole["id"]
-    assert len(fits) == 5
+    assert len(fits) == 3
     with pytest.raises(KeyboardInterrupt):
-        search("cut", 3)
-    few = search("cut", steps=2)
+        search("cut", 2)
+    few = search("cut", steps=1)
     assert len(fits) == 0
-    assert few["id"] == search("few", steps=2)["id"]
+    assert few["id"] == search("few", steps=1)["id"]
     with pytest.raises(KeyboardInterrupt):
-        search("cut", 3)
+        search("cut", 2)
     a[0, 0] += 1  # other data, another search
     search("cut")
-    assert len(fits) == 5
+    assert len(fits) == 3
 
 
 def test_the_journal_of_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
