@@ -182,15 +182,15 @@ def _folders(root: Path) -> tuple[Path, ...]:
     return root, root / "schemes", root / "compositions"
 
 
-def _files(root: Path) -> list[Path]:
-    """The .json files of a catalog folder; no folder, no files."""
+def _files(root: Path, part: str = "") -> list[Path]:
+    """The .json files of a catalog folder with ``part`` in their names; no folder, no files."""
     found = []
     for folder in _folders(root):
         try:
-            names = sorted(name for name in os.listdir(folder) if name.endswith(".json") and not name.startswith("."))
+            names = [n for n in os.listdir(folder) if n.endswith(".json") and part in n and not n.startswith(".")]
         except OSError:
             continue
-        found += [folder / name for name in names]
+        found += [folder / name for name in sorted(names)]
     return found
 
 
@@ -383,9 +383,9 @@ def part_finder(folder: str | os.PathLike[str]) -> Parts:
 def _files_with(roots: Iterable[Path], wanted: str) -> Iterator[Path]:
     """The files that claim an id; their claim is checked by whoever reads them."""
     for root in roots:
-        for path in _files(root):
+        for path in _files(root, wanted[:8]):
             try:
-                obj = read_file(path) if wanted[:8] in path.name else None
+                obj = read_file(path)
             except FormatError:
                 continue
             if isinstance(obj, dict) and obj.get("id") == wanted:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import stl_search as stl
 from stl_search import score, transform
 from stl_search.catalog import store
+from stl_search.catalog.record import read_file
 from stl_search.errors import StlError
 from stl_search.kernels.plan import LAYOUTS, Plan, torch_dtype
 from stl_search.runtime import amm as amm_module
@@ -85,7 +86,8 @@ def scheme_of(what: Any) -> Scheme:
 
 @cache
 def shipped(path: Path) -> Scheme:
-    return store.load(str(path))
+    """As its file says; tests/test_store.py proves it."""
+    return store.load(str(path)) if path.parent.name == "compositions" else Scheme.from_json(read_file(path))
 
 
 def gaussian(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -130,28 +132,36 @@ def operands(
     return a, b, exact, norm, float(a.to(wide).norm() * b.to(wide).norm()) / norm
 
 
-@pytest.mark.parametrize("dtype", ["fp8_e4m3", "bf16", "fp16", "fp32", "fp64"])
 @pytest.mark.parametrize("what", shipped_or_made())
-def test_measured_error_agrees_with_the_prediction(what: Any, dtype: str) -> None:
+def test_measured_error_agrees_with_the_prediction(what: Any) -> None:
     scheme = scheme_of(what)
-    is_complex = scheme.ring.name == "C"
-    if is_complex and dtype not in ("fp32", "fp64"):
-        pytest.skip("complex numbers have no such precision")
-    plan = Plan(scheme, dtype, complex=is_complex)
-    found, ratio = measured(scheme, plan)
+    is_complex = scheme.ring.name == "C"  # which have no narrower precisions
+    wrong = {}
+    for dtype in ("fp32", "fp64") if is_complex else ("fp8_e4m3", "bf16", "fp16", "fp32", "fp64"):
+        plan = Plan(scheme, dtype, complex=is_complex)
+        found, ratio = measured(scheme, plan, trials=2 if plan.error_dominates else 1)
+        low, high = bounds(plan, ratio)
+        if not low < found < high:
+            wrong[dtype] = (found, low, high, plan.predicted_error)
+    assert not wrong
+
+
+def bounds(plan: Plan, ratio: float) -> tuple[float, float]:
+    """Between which the measured error lies; ``ratio`` is |A| |B| / |C|."""
     if plan.error_dominates:
-        assert found == pytest.approx(plan.predicted_error, rel=0.03)
-    elif dtype == "fp8_e4m3" and plan.predicted_error > NOISE:
+        return 0.97 * plan.predicted_error, 1.03 * plan.predicted_error
+    if plan.dtype == "fp8_e4m3" and plan.predicted_error > NOISE:
         # Slices that are nearly multiples of each other round alike, and much of it cancels: no more than predicted.
-        assert 1 < found <= 1.15 * plan.predicted_error
-    elif dtype in ("fp8_e4m3", "bf16", "fp16"):
-        assert 0.8 <= found / plan.predicted_error <= 1.15
-    elif not is_complex:
-        # Accumulation dominates: the a-priori bound holds for rounding, beside what the scheme misses (3% as above).
-        rational = transform.to_ring(scheme, "Q")
-        inner = -(-240 // scheme.shape[1]) * scheme.shape[1]
-        bound = score.apriori_bound(rational, inner, plan.compute).frobenius * ratio
-        assert 0 < found <= 1.03 * math.sqrt(plan.expected_error) + bound
+        return 1.0, 1.15 * plan.predicted_error
+    if plan.dtype in ("fp8_e4m3", "bf16", "fp16"):
+        return 0.8 * plan.predicted_error, 1.15 * plan.predicted_error
+    if plan.complex:
+        return 0.0, math.inf  # no bound is known
+    # Accumulation dominates: the a-priori bound holds for rounding, beside what the scheme misses (3% as above).
+    rational = transform.to_ring(plan.scheme, "Q")
+    inner = -(-240 // plan.scheme.shape[1]) * plan.scheme.shape[1]
+    bound = score.apriori_bound(rational, inner, plan.compute).frobenius * ratio
+    return 0.0, 1.03 * math.sqrt(plan.expected_error) + bound
 
 
 @pytest.mark.parametrize("what", [pytest.param(scheme, id=name) for name, scheme in EXACT.items()])
