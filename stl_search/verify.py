@@ -123,17 +123,19 @@ def residual(scheme: Scheme) -> Fraction:
         inner += int((re * w[0]).sum()) - (int((im * w[1]).sum()) if im is not None and w[1] is not None else 0)
     norm = 0
     if scheme.rank:
+        upper = np.triu_indices(scheme.rank)  # what stands below is the conjugate
         grams = []
         for real, imag, _ in parts:
             a = real.reshape(scheme.rank, -1)
-            g_re = _times(a, a.T)
+            g_re = _times(a, a.T, upper)
             g_im = None
             if imag is not None:
                 b = imag.reshape(scheme.rank, -1)
-                g_re, g_im = g_re + _times(b, b.T), _times(b, a.T) - _times(a, b.T)
+                g_re, g_im = g_re + _times(b, b.T, upper), _times(b, a.T, upper) - _times(a, b.T, upper)
             grams.append((g_re, g_im))
         first = _cmul(grams[0], grams[1], lambda a, b: a * b)
-        norm = int(_cmul(first, grams[2], lambda a, b: a * b)[0].sum())
+        products = _cmul(first, grams[2], lambda a, b: a * b)[0]
+        norm = 2 * int(products.sum()) - int(products[upper[0] == upper[1]].sum())
     return 1 + (Fraction(norm) * scale - 2 * Fraction(inner)) * scale / volume
 
 
@@ -182,8 +184,8 @@ def _gaussian(factor: Array) -> tuple[Array, Array | None, Fraction]:
     return both[0].astype(object), both[1].astype(object), scale
 
 
-def _times(a: Array, b: Array) -> Array:
-    """a (I, K) @ b (K, J) of Python integers, exactly and faster than by their own arithmetic where I J is large.
+def _times(a: Array, b: Array, where: tuple[Array, Array]) -> Array:
+    """a (I, K) @ b (K, J) of Python integers at the places ``where``, exactly, faster than by their own arithmetic.
 
     Digits of so few bits that float64 sums K products of two of them without rounding; the sums of equal weight are
     added in int64 and then weighed.
@@ -191,12 +193,12 @@ def _times(a: Array, b: Array) -> Array:
     inner = a.shape[1]
     bits = (52 - inner.bit_length()) // 2
     left, right = _digits(a, bits), _digits(b, bits)
-    total: Array = np.zeros((len(a), b.shape[1]), dtype=object)
+    total: Array = np.zeros(len(where[0]), dtype=object)
     for weight in reversed(range(len(left) + len(right) - 1)):
-        level = np.zeros(total.shape, np.int64)
+        level = np.zeros((len(a), b.shape[1]), np.int64)
         for i in range(max(0, weight - len(right) + 1), min(weight + 1, len(left))):
             level += (left[i] @ right[weight - i]).astype(np.int64)
-        total = (total << bits) + level
+        total = (total << bits) + level[where]
     return total
 
 
