@@ -36,6 +36,7 @@ _MODULES = (
     "relax",
     "rotation",
     "loosen",
+    "quiet",
     "batch",
     "cheap",
 )
