@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from stl_search.kernels import cpu, openblas, panels, reference
 
@@ -29,12 +30,13 @@ def _onednn() -> Any:
     """torch's entry to oneDNN's linear layer, None where this torch has none or it does not compute A B."""
     try:
         linear, reorder = torch.ops.mkldnn._linear_pointwise, torch.ops.mkldnn._reorder_linear_weight
-        a, b = torch.eye(3, 4, device="cpu"), torch.arange(8.0, device="cpu").reshape(4, 2)
-        for weight in (b.T, reorder(b.T, 3)):
-            if not torch.equal(linear(a, weight, None, "none", [], ""), b[:3]):
+        with _disable_current_modes():
+            a, b = torch.eye(3, 4, device="cpu"), torch.arange(8.0, device="cpu").reshape(4, 2)
+            for weight in (b.T, reorder(b.T, 3)):
+                if not torch.equal(linear(a, weight, None, "none", [], ""), b[:3]):
+                    return None
+            if not torch.equal(reorder(b.T, 3).to_dense(), b.T):
                 return None
-        if not torch.equal(reorder(b.T, 3).to_dense(), b.T):
-            return None
     except (AttributeError, RuntimeError, TypeError):
         return None
     return torch.ops.mkldnn

@@ -18,10 +18,13 @@ _PLAIN = torch.Tensor.__torch_dispatch__
 def watched(*tensors: torch.Tensor) -> bool:
     """Whether what happens to these must be plain torch operations.
 
-    So it is under a transform of ``torch.func`` (grad, vmap, jvp), in forward-mode differentiation, and for tensors of
-    a class that handles operations itself, such as those without data of FakeTensorMode.
+    So it is under a transform of ``torch.func`` (grad, vmap, jvp), in forward-mode differentiation, in a mode that sees
+    each operation, while a trace is taken, and for tensors of a class that handles operations itself, such as those
+    without data of FakeTensorMode.
     """
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        return True
+    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing():
         return True
     return any(type(x).__torch_dispatch__ is not _PLAIN for x in tensors)
 
@@ -36,4 +39,4 @@ def carried(x: torch.Tensor) -> bool:
 
 def passing() -> bool:
     """Whether a tensor that is made now may belong to a transform or to a mode, and be of no use afterwards."""
-    return watched() or torch._C._len_torch_dispatch_stack() > 0
+    return watched()

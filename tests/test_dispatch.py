@@ -195,14 +195,31 @@ def test_sums_err_as_predicted(scheme: Scheme | None, way: str, monkeypatch: pyt
         a, b = (torch.randn(*s, generator=generator) for s in ((128, inner), (inner, 144)))
         if scheme is None:
             c = dense.batched(a[None], b[None], way=way)[0]
-            problem = dispatch.Problem(128, inner, 144)
-            predicted = math.sqrt(problem.summed(inner, row))
+            predicted = math.sqrt(dispatch.summed(inner, row, "fp32"))
         else:
             c = amm(a, b, scheme)
             monkeypatch.setattr(dispatch, "ROW", row)
             predicted = explain((128, inner, 144), encoder=scheme, show=False).predicted_error
         measured = relative_error(c, a, b)
         assert 0.75 * predicted < measured < 1.2 * predicted, (inner, measured / predicted)
+
+
+def test_sums_are_those_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan may be for less or more than the operands have, and an output wider than they are."""
+    a, b = (
+        torch.randn(*s, generator=torch.Generator().manual_seed(4), dtype=torch.float64) for s in ((96, 900), (900, 90))
+    )
+    for precision, kind in (("fp32", torch.float64), ("fp64", torch.float32), ("fp64", torch.float64)):
+        plan = Plan(STRASSEN, precision, out="fp64")
+        x, y = a.to(kind), b.to(kind)
+        predicted = explain((96, 900, 90), kind, plan, show=False).predicted_error
+        measured = float((amm(x, y, plan).double() - x.double() @ y.double()).norm() / (a @ b).norm())
+        if precision == "fp64":  # the reference errs alike
+            assert predicted < 1e-14
+            assert measured < 1e-14
+        else:
+            assert 0.75 * predicted < measured < 1.2 * predicted
+    assert explain((96, 900, 90), "fp32", out_dtype="fp64", show=False).predicted_error < 1e-14
 
 
 def test_speedup_weighs_what_sums_add(eager: None) -> None:

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 
 from stl_search.cli import main
-from stl_search.runtime import calibrate, known
+from stl_search.runtime import calibrate, recall
 from stl_search.runtime.amm import amm
 from stl_search.runtime.dispatch import DEFAULT, explain
 
@@ -28,10 +28,10 @@ def test_a_small_product_is_plain_and_known_at_once() -> None:
     assert c.is_cuda
     torch.testing.assert_close(c, a @ b, rtol=0, atol=0)
     asked = (DEFAULT, None, None)
-    assert torch.equal(known.product(a, b, *asked), c)
-    assert known.product(a, b.cpu(), *asked) is None
+    assert torch.equal(recall.product(a, b, *asked), c)
+    assert recall.product(a, b.cpu(), *asked) is None
     with torch.autocast("cuda", torch.bfloat16):
-        assert known.product(a, b, *asked) is None
+        assert recall.product(a, b, *asked) is None
         assert amm(a, b).dtype == torch.float32
 
 

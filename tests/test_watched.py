@@ -17,7 +17,7 @@ from stl_search.errors import UsageError
 from stl_search.kernels import dense
 from stl_search.kernels.plan import Plan
 from stl_search.nn import functional
-from stl_search.runtime import known
+from stl_search.runtime import recall
 from stl_search.runtime.amm import relative_error
 from stl_search.testing import STRASSEN
 
@@ -86,12 +86,12 @@ def test_forward_mode_derivatives(encoder: Any) -> None:
 
 
 def test_a_plain_product_by_another_library_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "_ways", {})
+    monkeypatch.setattr(recall, "_ways", {})
     a, b, along = matrix(20, 30), matrix(30, 20, seed=1), matrix(20, 30, seed=2)
     stl.amm(a, b)  # is remembered
-    assert known._ways
-    for key in known._ways:
-        known._ways[key] = "openblas"
+    assert recall._ways
+    for key in recall._ways:
+        recall._ways[key] = "openblas"
     calls: list[str] = []
     real: Callable[..., torch.Tensor] = dense.matmul
     monkeypatch.setattr(dense, "matmul", lambda x, y, way: calls.append(way) or real(x, y, "torch"))

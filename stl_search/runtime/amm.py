@@ -16,7 +16,7 @@ from stl_search.errors import UsageError
 from stl_search.kernels import dense, gpu_multiply, multiply, ops, reference
 from stl_search.kernels.plan import Plan, numpy_dtype, torch_dtype, wider, with_out
 from stl_search.kernels.watched import watched
-from stl_search.runtime import calibrate, compiled, known  # noqa: F401 (saved graphs find its operators)
+from stl_search.runtime import calibrate, compiled, recall  # noqa: F401 (saved graphs find its operators)
 from stl_search.runtime.dispatch import (
     DEFAULT,
     Explanation,
@@ -31,6 +31,7 @@ from stl_search.runtime.dispatch import (
 )
 from stl_search.runtime.estimate import frobenius, guarded
 from stl_search.runtime.operand import EncodedOperand, Operand, encode, read, to_kind
+from stl_search.runtime.recall import TENSORS
 
 __all__ = ["BACKENDS", "EncodedOperand", "amm", "encode_lhs", "encode_rhs", "explain", "relative_error"]
 
@@ -105,14 +106,16 @@ def amm(
         return traced.multiplied(A, B, encoder, rtol, speedup, out_dtype, backend, check, randomize, workspace)
     if encoder is None:
         encoder = DEFAULT
-    # What small products pay for, see ``known``: after a product that has filled the caches each line of this costs
+    # What small products pay for, see ``recall``: after a product that has filled the caches each line of this costs
     # more than it seems, and a call most, so that it stands here.
     plain = out_dtype is workspace is randomize is None and backend == "auto" and check is False
-    if plain and rtol is speedup is None and (encoder is DEFAULT or (type(encoder) is str and encoder == DEFAULT)):
+    default = encoder is DEFAULT or (type(encoder) is str and encoder == DEFAULT)
+    simple = plain and default and rtol is speedup is None and type(A) in TENSORS and type(B) in TENSORS
+    if simple and not A.is_nested and not B.is_nested:  # of which the tests make an end of the process
         for alike, product in seen.latest:
             if alike(A, B) and _clock() < seen.until:
                 return product(A, B)
-    if plain and (quick := known.product(A, B, encoder, rtol, speedup)) is not None:
+    if plain and (quick := recall.product(A, B, encoder, rtol, speedup)) is not None:
         return quick
     if is_compiling():  # for torch.export, whose tensors have no data
         from stl_search.runtime import traced
@@ -138,7 +141,7 @@ def amm(
         assert isinstance(a, Operand)
         assert isinstance(b, Operand)
         if plain and (a.device.type == "cuda" or (a.device.type == "cpu" and a.dtype != "fp16")):
-            known.remember(A, B, (encoder, rtol, speedup), chosen.way)
+            recall.remember(A, B, (encoder, rtol, speedup), chosen.way)
         return _dense(a, b, out or a.dtype, chosen.way)
     plan, levels = chosen.plan, chosen.levels
     if a.kind == "numpy":
@@ -383,7 +386,7 @@ def _dense(a: Operand, b: Operand, out: str, way: str = "torch") -> Any:
     wide = wider(out, a.dtype)
     if wide == "fp16" and a.device.type == "cpu":
         wide = "fp32"  # numpy and torch have no fast float16 product on most CPUs: 25 to 150 times slower
-    if a.array is not None and b.array is not None and (way == "numpy" or known.small(a.array, b.array)):
+    if a.array is not None and b.array is not None and (way == "numpy" or recall.small(a.array, b.array)):
         given = numpy_dtype(wide, a.complex)
         with np.errstate(all="ignore"):  # NaN and infinity pass here as they do everywhere in amm
             c = np.matmul(a.array.astype(given, copy=False), b.array.astype(given, copy=False))

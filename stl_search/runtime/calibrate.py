@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from stl_search import transform
 from stl_search.kernels import cpu, dense, gpu, gpu_multiply, multiply, ops
@@ -143,7 +144,8 @@ def cache_dir() -> Path:
 def _rates(device: str, dtype: str, threads: int) -> Rates:
     path = cache_dir() / f"{machine(device, threads)}-{dtype}.json"
     place = torch.device(device)
-    with torch.random.fork_rng([place] if place.type == "cuda" else []):  # what callers draw hangs on no file
+    random = torch.random.fork_rng([place] if place.type == "cuda" else [])  # what callers draw hangs on no file
+    with random, _disable_current_modes():  # nor on who looks on
         found = kept(path, FORMAT, lambda: asdict(measure(device, dtype)), partial(_hold, device=device, dtype=dtype))
     return _read(found)
 

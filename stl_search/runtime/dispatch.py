@@ -109,21 +109,21 @@ class Problem:
     @property
     def dense_error(self) -> float:
         """Expected relative error of the dense product: of its sums, and of an output that is narrower."""
-        return math.sqrt(self.summed(self.inner, self.row) + self.output_rounding**2)
+        precision = wider("fp32", wider(self.out, self.dtype))
+        return math.sqrt(summed(self.inner, self.row, precision) + self.output_rounding**2)
 
     @property
     def row(self) -> float:
         """How many terms are added up in a row at most, as far as is known without measuring."""
         return ROW if self.device.partition(":")[0] == "cpu" else math.inf
 
-    def summed(self, terms: float, row: float) -> float:
-        """Expected squared relative error of sums of so many products of independent numbers, ``row`` in a row.
 
-        Each of L partial sums is rounded, and its square grows to the whole's: (L + 1)/2 times d^2 of the precision of
-        the sums.
-        """
-        length = max(1.0, min(terms * (2 if self.complex else 1), row))
-        return score.relative_rounding(wider("fp32", self.dtype)) ** 2 * (length + 1) / 2
+def summed(terms: float, row: float, precision: str) -> float:
+    """Expected squared relative error of sums of so many products of independent numbers, ``row`` in a row.
+
+    Each of L partial sums is rounded to ``precision``, and its square grows to the whole's: (L + 1)/2 times d^2.
+    """
+    return score.relative_rounding(precision) ** 2 * (max(1.0, min(terms, row)) + 1) / 2
 
 
 @dataclass(frozen=True, repr=False)
@@ -277,9 +277,7 @@ def choose(request: Request, problem: Problem, out: str | None = None) -> Explan
             _check_fit(plan, problem)
         else:
             plan = plan_for(found, problem.dtype, problem.out, problem.complex, problem.device)
-        sums = _accumulated(Cost.of_plan(plan), plan.noise_gain, problem, 1, problem.row)
-        predicted = math.sqrt(plan.predicted_error**2 + sums)
-        return Explanation(plan, predicted, math.nan, 1, "named, so used as asked")
+        return Explanation(plan, _predicted(plan, problem, problem.row), math.nan, 1, "named, so used as asked")
     assert request.selector is not None
     key = (catalog_stamp(), request.selector, request.rtol, request.speedup, problem)
     if key not in _chosen:
@@ -293,7 +291,7 @@ _chosen: dict[Any, Explanation] = {}
 
 
 class _Seen:
-    """What the catalog's folders were like when last looked at, and what ``DEFAULT`` came to then, see ``known``."""
+    """What the catalog's folders were like when last looked at, and what ``DEFAULT`` came to then, see ``recall``."""
 
     __slots__ = ("chosen", "latest", "stamp", "until")
 
@@ -336,7 +334,7 @@ def _changed(folder: Path) -> int:
 def forget() -> None:
     """Choose afresh from now on."""
     _chosen.clear()
-    seen.until, seen.latest = -math.inf, ()
+    seen.until, seen.stamp, seen.latest = -math.inf, None, ()
 
 
 def _check_fit(plan: Plan, problem: Problem) -> None:
@@ -515,9 +513,8 @@ def _options(entry: store.Entry, request: Request, selector: store.Selector, pro
     shapes: list[Shape] = [selector.shape] if selector.shape else sorted(set(itertools.permutations(entry.shape)))  # type: ignore[arg-type]
     deep = entry.E == 0 and not problem.complex and problem.device.startswith("cpu")
     narrow = ["bf16"] if problem.dtype == "bf16" and (request.rtol or request.speedup) else []
-    row = problem.row
-    if row == ROW and "panels" in calibrate.rates("cpu", wider("fp32", problem.dtype)).slice_ways:
-        row = PANEL_ROW
+    compute = wider("fp32", problem.dtype)
+    row = _row(problem, compute)
     found = []
     for product in ["", *narrow]:
         for levels in range(1, LEVELS + 1 if deep and not product else 2):
@@ -526,7 +523,7 @@ def _options(entry: store.Entry, request: Request, selector: store.Selector, pro
                 continue
             for shape in shapes:
                 cost = Cost.of_entry(entry, shape, product)
-                sums = _accumulated(cost, entry.kappa or 0.0, problem, levels, row)
+                sums = _accumulated(cost, entry.kappa or 0.0, problem.inner, levels, row, compute)
                 error = math.hypot(rounding, math.sqrt(sums))
                 if request.rtol is None or error <= request.rtol:
                     seconds = scheme_seconds(cost, problem, levels)
@@ -561,13 +558,24 @@ def _rounding(entry: store.Entry, problem: Problem, product: str, levels: int) -
     return math.sqrt(entry.E + (2 * d**2 + d_product**2) * entry.kappa**levels + d_out**2)
 
 
-def _accumulated(cost: Cost, kappa: float, problem: Problem, levels: int, row: float) -> float:
+def _accumulated(cost: Cost, kappa: float, inner: int, levels: int, row: float, precision: str) -> float:
     """What sums add to the squared error: of K'/k products each, and of the linear combinations before and after."""
-    inner = -(-problem.inner // cost.shape[1] ** levels)
     slices = (cost.rank, cost.rank, cost.shape[0] * cost.shape[2])
-    before = sum(max(0.0, count / of - 1) / 2 for count, of in zip(cost.sums, slices, strict=True) if of)
-    d = score.relative_rounding(wider("fp32", problem.dtype))
-    return kappa**levels * (problem.summed(inner, row) + d**2 * levels * before)
+    combined = sum(max(0.0, count / of - 1) / 2 for count, of in zip(cost.sums, slices, strict=True) if of)
+    products = summed(-(-inner // cost.shape[1] ** levels), row, precision)
+    return kappa**levels * (products + score.relative_rounding(precision) ** 2 * levels * combined)
+
+
+def _predicted(plan: Plan, problem: Problem, row: float) -> float:
+    """The error to expect of a plan on operands of these sizes, sums included."""
+    sums = _accumulated(Cost.of_plan(plan), plan.noise_gain, problem.inner, 1, row, plan.compute)
+    return math.sqrt(plan.predicted_error**2 + sums)
+
+
+def _row(problem: Problem, precision: str) -> float:
+    """How many terms are added up in a row at most; looks at what was measured."""
+    panels = problem.row == ROW and "panels" in calibrate.rates("cpu", precision).slice_ways
+    return PANEL_ROW if panels else problem.row
 
 
 def _exact(entry: store.Entry, rounding: float, problem: Problem) -> bool:
@@ -625,7 +633,9 @@ def explain(
             times.append((_name(replace(found.plan, product="bf16"), found.levels), scheme_seconds(narrow, problem)))
         weighed = tuple(sorted(times, key=lambda x: x[1]))
         way = dense_way(problem)
-        found = replace(found, cost=times[0][1] / times[1][1], alternatives=weighed, way=way)
+        predicted = _predicted(found.plan, problem, _row(problem, found.plan.compute))
+        cost_ = times[0][1] / times[1][1]
+        found = replace(found, predicted_error=predicted, cost=cost_, alternatives=weighed, way=way)
     if show:
         m, k, n = sizes
         kind = f"complex {name}" if is_complex else name

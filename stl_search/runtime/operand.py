@@ -167,6 +167,8 @@ def read(x: Any, name: str) -> Operand:
     """
     if isinstance(x, torch.Tensor):
         kind, array, tensor = "torch", None, x
+        if x.is_nested:
+            raise UsageError(f"{name} is a nested tensor: amm multiplies matrices of one size")
         if x.layout != torch.strided:
             raise UsageError(f"{name} is a sparse tensor: amm multiplies dense ones, call {name}.to_dense() first")
     elif isinstance(x, np.ma.MaskedArray):

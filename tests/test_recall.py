@@ -10,21 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 import stl_search as stl
 from stl_search.catalog import store
 from stl_search.errors import UsageError
 from stl_search.runtime import amm as runtime
-from stl_search.runtime import dispatch, known
+from stl_search.runtime import dispatch, recall
 from stl_search.scheme import Scheme
 
 
 @pytest.fixture(autouse=True)
 def _anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("STL_CATALOG", str(tmp_path))
-    monkeypatch.setattr(known, "_ways", {})
-    monkeypatch.setattr(known, "_tests", {})
+    monkeypatch.setattr(recall, "_ways", {})
+    monkeypatch.setattr(recall, "_tests", {})
     dispatch.forget()
     yield
     dispatch.forget()
@@ -44,8 +47,8 @@ def warmed(a: torch.Tensor, b: torch.Tensor) -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Appends a line for each call that no single test answers."""
     calls: list[str] = []
-    real = known.product
-    monkeypatch.setattr(known, "product", lambda *given: calls.append("longer") or real(*given))
+    real = recall.product
+    monkeypatch.setattr(recall, "product", lambda *given: calls.append("longer") or real(*given))
     return calls
 
 
@@ -63,7 +66,7 @@ def test_a_third_call_is_one_test(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_several_shapes_in_turn_are_one_test_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    pairs = [(matrix(n, 8, seed=n), matrix(8, n + 1, seed=-n)) for n in range(1, known.HELD + 1)]
+    pairs = [(matrix(n, 8, seed=n), matrix(8, n + 1, seed=-n)) for n in range(1, recall.HELD + 1)]
     for a, b in pairs:
         warmed(a, b)
     calls = counted(monkeypatch)
@@ -73,12 +76,12 @@ def test_several_shapes_in_turn_are_one_test_each(monkeypatch: pytest.MonkeyPatc
     assert not calls
     more = (matrix(9, 8), matrix(8, 5))
     warmed(*more)
-    assert len(dispatch.seen.latest) == known.HELD
-    made = dict(known._tests)
+    assert len(dispatch.seen.latest) == recall.HELD
+    made = dict(recall._tests)
     for _ in range(3):
         for a, b in (*pairs, more):
             assert torch.equal(stl.amm(a, b), a @ b)
-    assert known._tests == made  # the tests themselves are made once
+    assert recall._tests == made  # the tests themselves are made once
 
 
 OTHERS = {
@@ -124,8 +127,8 @@ def test_a_tensor_with_itself() -> None:
 def test_gradients_transforms_and_modes(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     a, b, along = matrix(20, 30), matrix(30, 10, seed=1), matrix(20, 30, seed=2)
     stl.amm(a, b)
-    for key in known._ways:
-        known._ways[key] = way
+    for key in recall._ways:
+        recall._ways[key] = way
     for _ in range(2):
         torch.testing.assert_close(stl.amm(a, b), a @ b)
     assert dispatch.seen.latest
@@ -150,6 +153,71 @@ def test_gradients_transforms_and_modes(way: str, monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(grad, 2 * a @ b @ b.T)
 
 
+def test_autocast_to_one_dtype_is_not_autocast_to_another() -> None:
+    a, b = matrix(8, 8, dtype=torch.bfloat16), matrix(8, 8, seed=1, dtype=torch.bfloat16)
+    for dtype in (torch.bfloat16, torch.float16, torch.bfloat16):
+        with torch.autocast("cpu", dtype=dtype):
+            for _ in range(3):
+                assert stl.amm(a, b).dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused_and_the_process_lives() -> None:
+    a = matrix(8, 8)
+    warmed(a, a.clone())
+    nested = torch.nested.nested_tensor([a])
+    for pair in ((nested, a), (a, nested)):
+        with pytest.raises(UsageError, match="nested"):
+            stl.amm(*pair)
+
+
+@pytest.mark.parametrize("way", ["torch", "openblas", "onednn"])
+def test_modes_see_plain_operations(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "SMALL_ARRAYS", 0)
+    a, b = matrix(20, 30), matrix(30, 10, seed=1)
+    for pair in ((a, b), (a.numpy(), b.numpy())):
+        stl.amm(*pair)
+    for key in recall._ways:
+        recall._ways[key] = way
+    for _ in range(2):
+        stl.amm(a, b)
+        stl.amm(a.numpy(), b.numpy())
+    with FakeTensorMode() as mode:
+        assert isinstance(stl.amm(mode.from_tensor(a), mode.from_tensor(b)), FakeTensor)
+        with pytest.raises((RuntimeError, AssertionError)):  # no data to be had
+            stl.amm(a.numpy(), b.numpy())
+    with FlopCounterMode(display=False) as counter:
+        stl.amm(a, b)
+    assert counter.get_total_flops() == 2 * 20 * 30 * 10
+    graph = make_fx(lambda x, y: stl.amm(x, y))(a, b)
+    other = matrix(20, 30, seed=5)
+    torch.testing.assert_close(graph(other, b), other @ b)
+
+
+def test_what_is_held_is_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(matrix(n, 8), matrix(8, n)) for n in (3, 4)]
+    for pair in pairs:
+        warmed(*pair)
+    for _ in range(2 * recall.HELD):
+        monkeypatch.setattr(dispatch.seen, "until", 0.0)  # a second later
+        stl.amm(*pairs[0])
+    assert len(dispatch.seen.latest) == 2
+    calls = counted(monkeypatch)
+    stl.amm(*pairs[1])
+    assert not calls
+
+
+def test_explain_has_everything_chosen_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = matrix(16, 16), matrix(16, 16, seed=1)
+    warmed(a, b)
+    stl.explain((16, 16, 16), show=False)
+    asked: list[str] = []
+    real = runtime.planned
+    monkeypatch.setattr(runtime, "planned", lambda *given: asked.append("planned") or real(*given))
+    stl.amm(a, b)
+    assert asked == ["planned"]
+
+
 def test_a_catalog_that_changes_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = matrix(64, 64), matrix(64, 64, seed=1)
     warmed(a, b)
@@ -167,7 +235,7 @@ def test_a_catalog_that_changes_is_asked_again(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_without_torchs_test_the_longer_way_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "TensorGuards", None)
+    monkeypatch.setattr(recall, "TensorGuards", None)
     a, b = matrix(20, 30), matrix(30, 10, seed=1)
     for _ in range(3):
         assert torch.equal(stl.amm(a, b), a @ b)
@@ -194,15 +262,15 @@ def test_two_threads_and_two_kinds() -> None:
 
 @pytest.mark.parametrize("way", ["torch", "numpy", "onednn"])
 def test_arrays_too_large_for_numpy_at_once(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(known, "SMALL_ARRAYS", 0)
+    monkeypatch.setattr(recall, "SMALL_ARRAYS", 0)
     a, b = matrix(20, 30).numpy(), matrix(30, 10, seed=1).numpy()
     stl.amm(a, b)
-    for key in known._ways:
-        known._ways[key] = way
+    for key in recall._ways:
+        recall._ways[key] = way
     read_only = a.copy()
     read_only.flags.writeable = False
     for given in (a, a[::-1, ::-1], read_only, np.asfortranarray(a), np.broadcast_to(a[:1], a.shape)):
-        c = known.product(given, b, dispatch.DEFAULT, None, None)
+        c = recall.product(given, b, dispatch.DEFAULT, None, None)
         assert type(c) is np.ndarray
         np.testing.assert_allclose(c, given @ b, rtol=1e-5, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):

@@ -29,12 +29,12 @@ try:
 except (ImportError, AttributeError):  # it is torch's own and may go: then no call is known by a single test
     TensorGuards = None
 
-__all__ = ["product", "remember", "small"]
+__all__ = ["TENSORS", "product", "remember", "small"]
 
 SMALL_ARRAYS = 1 << 30  # entries of A times entries of B; numpy's own product is called for smaller arrays at once
 HELD = 4  # answers that are known by a single test
 _STRIDED, _matmul, _clock = torch.strided, torch.matmul, time.monotonic
-_TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))  # which are what they hold, and no more
+TENSORS = frozenset((torch.Tensor, torch.nn.Parameter))  # which are what they hold, and no more
 _NUMBERS = frozenset((float, int, type(None)))
 _ways: dict[Any, str] = {}  # what was asked of which shapes and dtypes, where the answer is dense -> by which routine
 _tests: dict[Any, Any] = {}  # the same -> the test that such operands pass
@@ -49,15 +49,15 @@ def product(A: Any, B: Any, *asked: Any) -> Any:
     encoder, rtol, speedup = asked
     if type(encoder) is not str or type(rtol) not in _NUMBERS or type(speedup) not in _NUMBERS:
         return None
-    if type(A) in _TENSORS and type(B) in _TENSORS:
+    if type(A) in TENSORS and type(B) in TENSORS:
+        if A.is_nested or B.is_nested or A.layout is not _STRIDED or B.layout is not _STRIDED:
+            return None
         key = _key(A, B, asked)
         way = _ways.get(key)
-        if way is None or not _still_holds() or A.layout is not _STRIDED or B.layout is not _STRIDED:
+        if way is None or not _still_holds() or torch.is_autocast_enabled(A.device.type):
             return None
         multiplied = _matmul if way == "torch" else partial(_matmul_by, way=way)
         c = multiplied(A, B)
-        if c.dtype is not A.dtype:  # under torch.autocast
-            return None
         if encoder == DEFAULT and rtol is speedup is None and A is not B:
             _expect(A, B, key, multiplied)
         return c
@@ -71,6 +71,8 @@ def product(A: Any, B: Any, *asked: Any) -> Any:
         if torch.is_autocast_enabled("cpu"):
             return None
         x, y = tensor_of(A), tensor_of(B)
+        if watched(x, y):
+            return None
         return (_matmul(x, y) if way == "torch" else _matmul_by(x, y, way)).numpy()
     return None
 
@@ -88,7 +90,8 @@ def _key(A: torch.Tensor, B: torch.Tensor, asked: tuple[Any, ...]) -> tuple[Any,
 def _expect(A: torch.Tensor, B: torch.Tensor, key: Any, multiplied: Any) -> None:
     """Calls with such operands are known by a single test from now on, for a while.
 
-    The test fails for a tensor with itself, and where gradients, transforms or modes are other than now.
+    The test fails for a tensor with itself, and where transforms or modes are other than now; nested tensors must not
+    come near it. It knows autocast from none, but not one dtype from another: nobody calls this under autocast.
     """
     test = _tests.get(key)
     if TensorGuards is None:
@@ -97,7 +100,10 @@ def _expect(A: torch.Tensor, B: torch.Tensor, key: Any, multiplied: Any) -> None
         sizes, free = ([f(x) for x in (A, B)] for f in (lambda x: list(x.shape), lambda x: [None] * x.ndim))
         test = TensorGuards(A, B, dynamic_dims_sizes=sizes, dynamic_dims_strides=free).check
         _tests[key] = test
-    seen.latest = ((test, multiplied), *seen.latest[: HELD - 1])
+    others = [pair for pair in seen.latest if pair[0] is not test]
+    seen.latest = ((test, multiplied), *others[: HELD - 1])
+    if _ways_for[0] is not seen.stamp:  # another thread has looked at the catalog meanwhile
+        seen.latest = ()
 
 
 def _matmul_by(A: torch.Tensor, B: torch.Tensor, way: str) -> torch.Tensor:
@@ -119,9 +125,9 @@ def remember(A: Any, B: Any, asked: tuple[Any, Any, Any], way: str) -> None:
         _ways.clear()
         _tests.clear()
         _ways_for[0] = stamp
-    if min(A.ndim, B.ndim) < 2:
+    if type(asked[0]) is not str or min(A.ndim, B.ndim) < 2:
         return
-    if type(A) in _TENSORS and type(B) in _TENSORS:
+    if type(A) in TENSORS and type(B) in TENSORS:
         _ways[_key(A, B, asked)] = way
     elif type(A) is np.ndarray is type(B):
         _ways[(A.shape, B.shape, A.dtype, B.dtype, *asked)] = way
