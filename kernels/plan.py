@@ -194,9 +194,9 @@ class Plan:
         """
         import torch
 
-        from stl_search.kernels.watched import passing
+        from stl_search.kernels.watched import watched
 
-        alone = passing()
+        alone = watched()
         key = (side, dtype, str(device))
         if not alone and key in self._tensors:
             return self._tensors[key]

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.compiler import is_dynamo_compiling
 
-__all__ = ["carried", "passing", "watched"]
+__all__ = ["carried", "watched"]
 
 _PLAIN = torch.Tensor.__torch_dispatch__
 
@@ -24,7 +25,8 @@ def watched(*tensors: torch.Tensor) -> bool:
     """
     if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
         return True
-    if torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing():
+    # Dynamo knows neither of these functions, and what it traces is looked at by it alone.
+    if not is_dynamo_compiling() and (torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()):
         return True
     return any(type(x).__torch_dispatch__ is not _PLAIN for x in tensors)
 
@@ -35,8 +37,3 @@ def carried(x: torch.Tensor) -> bool:
         return True
     dual: Any = forward_ad.unpack_dual
     return forward_ad._current_level >= 0 and dual(x).tangent is not None
-
-
-def passing() -> bool:
-    """Whether a tensor that is made now may belong to a transform or to a mode, and be of no use afterwards."""
-    return watched()

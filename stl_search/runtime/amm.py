@@ -111,7 +111,7 @@ def amm(
     plain = out_dtype is workspace is randomize is None and backend == "auto" and check is False
     default = encoder is DEFAULT or (type(encoder) is str and encoder == DEFAULT)
     simple = plain and default and rtol is speedup is None and type(A) in TENSORS and type(B) in TENSORS
-    if simple and not A.is_nested and not B.is_nested:  # of which the tests make an end of the process
+    if simple and not A.is_nested and not B.is_nested:  # the tests end the process where they meet nested tensors
         for alike, product in seen.latest:
             if alike(A, B) and _clock() < seen.until:
                 return product(A, B)

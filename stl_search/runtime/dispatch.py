@@ -634,8 +634,8 @@ def explain(
         weighed = tuple(sorted(times, key=lambda x: x[1]))
         way = dense_way(problem)
         predicted = _predicted(found.plan, problem, _row(problem, found.plan.compute))
-        cost_ = times[0][1] / times[1][1]
-        found = replace(found, predicted_error=predicted, cost=cost_, alternatives=weighed, way=way)
+        ratio = times[0][1] / times[1][1]
+        found = replace(found, predicted_error=predicted, cost=ratio, alternatives=weighed, way=way)
     if show:
         m, k, n = sizes
         kind = f"complex {name}" if is_complex else name
