@@ -446,7 +446,8 @@ def _choose_open(request: Request, selector: store.Selector, problem: Problem) -
                 f"no entry of the catalog cuts multiplications {request.speedup:g} times; at most {most:.3g} times"
             )
         found = fast
-    options = [option for e in found for option in _options(e, request, selector, problem)]
+    row = _row(problem, wider("fp32", problem.dtype))
+    options = [option for e in found for option in _options(e, request, selector, problem, row)]
     considered = len({option.entry.id for option in options})
     at = selector.dtype or problem.dtype
     by_time = sorted(options, key=lambda o: (o.seconds, o.entry.error(at), o.entry.id, o.cost.shape))
@@ -508,13 +509,14 @@ class _Option:
     sums: float
 
 
-def _options(entry: store.Entry, request: Request, selector: store.Selector, problem: Problem) -> list[_Option]:
+def _options(
+    entry: store.Entry, request: Request, selector: store.Selector, problem: Problem, row: float
+) -> list[_Option]:
     """The ways to run an entry that the request allows: permuted shapes, levels, products kept in bf16."""
     shapes: list[Shape] = [selector.shape] if selector.shape else sorted(set(itertools.permutations(entry.shape)))  # type: ignore[arg-type]
     deep = entry.E == 0 and not problem.complex and problem.device.startswith("cpu")
     narrow = ["bf16"] if problem.dtype == "bf16" and (request.rtol or request.speedup) else []
     compute = wider("fp32", problem.dtype)
-    row = _row(problem, compute)
     found = []
     for product in ["", *narrow]:
         for levels in range(1, LEVELS + 1 if deep and not product else 2):

@@ -62,7 +62,7 @@ def product(A: Any, B: Any, *asked: Any) -> Any:
             _expect(A, B, key, multiplied)
         return c
     if type(A) is np.ndarray is type(B):
-        way = _ways.get((A.shape, B.shape, A.dtype, B.dtype, *asked))
+        way = _ways.get(_key(A, B, asked))
         if way is None or not _still_holds():
             return None
         if way == "numpy" or small(A, B):
@@ -82,8 +82,8 @@ def small(A: np.ndarray[Any, Any], B: np.ndarray[Any, Any]) -> bool:
     return A.size * B.size < SMALL_ARRAYS
 
 
-def _key(A: torch.Tensor, B: torch.Tensor, asked: tuple[Any, ...]) -> tuple[Any, ...]:
-    places = () if A.is_cpu and B.is_cpu else (A.device, B.device)
+def _key(A: Any, B: Any, asked: tuple[Any, ...]) -> tuple[Any, ...]:
+    places = () if type(A) is np.ndarray or (A.is_cpu and B.is_cpu) else (A.device, B.device)
     return (A.shape, B.shape, A.dtype, B.dtype, *asked, *places)
 
 
@@ -93,9 +93,9 @@ def _expect(A: torch.Tensor, B: torch.Tensor, key: Any, multiplied: Any) -> None
     The test fails for a tensor with itself, and where transforms or modes are other than now; nested tensors must not
     come near it. It knows autocast from none, but not one dtype from another: nobody calls this under autocast.
     """
-    test = _tests.get(key)
     if TensorGuards is None:
         return
+    test = _tests.get(key)
     if test is None or not test(A, B):
         sizes, free = ([f(x) for x in (A, B)] for f in (lambda x: list(x.shape), lambda x: [None] * x.ndim))
         test = TensorGuards(A, B, dynamic_dims_sizes=sizes, dynamic_dims_strides=free).check
@@ -127,7 +127,5 @@ def remember(A: Any, B: Any, asked: tuple[Any, Any, Any], way: str) -> None:
         _ways_for[0] = stamp
     if type(asked[0]) is not str or min(A.ndim, B.ndim) < 2:
         return
-    if type(A) in TENSORS and type(B) in TENSORS:
+    if (type(A) in TENSORS and type(B) in TENSORS) or type(A) is np.ndarray is type(B):
         _ways[_key(A, B, asked)] = way
-    elif type(A) is np.ndarray is type(B):
-        _ways[(A.shape, B.shape, A.dtype, B.dtype, *asked)] = way

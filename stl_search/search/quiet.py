@@ -2,8 +2,8 @@
 
 The exact schemes of a rank form families of many dimensions, by changes of basis and beyond, and the noise gain varies
 along each: from one with coefficients in {-1, 0, 1} to the least within reach it falls to about a half (<3,3,3> of rank
-23 from 7.67 to 3.95), and walks end in ever other families (108 of <3,3,3>: 3.84 to more than 4.2). Strassen's scheme
-goes from 4 to 2.78.
+23 from 7.67 to 3.95), and walks end in ever other families (108 of <3,3,3>: 3.84 at best, half of them below 4.05).
+Strassen's scheme goes from 4 to 2.78.
 """
 
 from __future__ import annotations
