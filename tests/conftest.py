@@ -4,6 +4,7 @@ And before any imports triton: kernels interpreted, where there is no GPU. Fixtu
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,13 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 # Triton decides when it is imported whether kernels are interpreted: without a GPU they are, in every test.
 if not os.path.exists("/dev/nvidiactl"):
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Layers begin with the same weights whatever ran before in this process: torch draws them from one generator."""
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture
