@@ -172,7 +172,7 @@ def test_a_search_keeps_what_was_asked_for_and_is_repeated_by_its_command(
     begun = store.load(path)
     result = discover(
         (2, 2, 3), 9, coefficients=coefficients, strategies="cheap", given=[begun], workers=1,
-        steps=8 if coefficients == "grid+w" else 4, out=tmp_path / "one",
+        steps={"grid": 4, "grid+w": 8}.get(coefficients, 2), out=tmp_path / "one",
     )  # fmt: skip
     assert result.found
     assert result.path is not None
