@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -50,6 +53,22 @@ def test_the_median_of_two_pairs_is_between_them(monkeypatch: pytest.MonkeyPatch
     (row,) = case.measured([({}, lambda: case.a @ case.b, 0.0)], "dense", 5)
     assert row["pairs"] == 2
     assert row["ratio"] == {"p20": pytest.approx(2.4), "p50": 3.0, "p80": pytest.approx(3.6)}
+
+
+@pytest.mark.parametrize("mine", ["torch", "onednn", "numpy"])
+@pytest.mark.parametrize("fastest", ["torch", "openblas", "numpy"])
+def test_there_is_a_pause_between_threads_of_two_libraries(
+    mine: str, fastest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numpy's threads look out for work for a while, and torch's: the other product has fewer processors then."""
+    pauses: list[float] = []
+    monkeypatch.setattr(measure, "time", SimpleNamespace(sleep=pauses.append, perf_counter=time.perf_counter))
+    monkeypatch.setattr(measure, "_fastest", lambda a, b: (fastest, lambda: a @ b))
+    dense = measure.explain((16, 16, 16), "fp32", show=False)
+    monkeypatch.setattr(measure, "explain", lambda *_, **__: replace(dense, way=mine))
+    (row,) = measure.rows([16], repeats=3, schemes="none")
+    assert row["pairs"] == 3
+    assert len(pauses) == (2 if (mine == "numpy") == (fastest == "numpy") else 2 + 2 * 3)  # two before it is known
 
 
 @pytest.mark.parametrize(("seconds", "turns"), [(1e-4, 5), (1.0, 5), (2.0, 3), (4.0, 1), (20.0, 1)])

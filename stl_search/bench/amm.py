@@ -35,6 +35,7 @@ KEY = ("machine", "threads", "torch", "version", "commit", "dtype", "repeats", "
 STEPS = 16  # shares of the multiplications for which a winner is named
 SAMPLED = 16  # rows of the result whose error is measured
 ENOUGH = 0.05  # seconds that a run takes at least: shorter ones time how threads wake up after a pause
+BRIEF = 0.01  # the same where there is no pause: what the machine does changes from one such time to the next
 LONG = 3.0  # seconds of a call from which on it is made once: the memory that it takes is cold then
 PATIENCE = 20.0  # seconds for the turns of one scheme
 
@@ -119,7 +120,8 @@ def rows(
         case = _Case(n, dtype, device)
         if key(selector) not in known:
             run = partial(amm, case.a, case.b)
-            yield from case.measured([(selector, run, found.predicted_error)], found.name, repeats)
+            alike = device == "cpu" and found.plan is None and _pool(found.way) == _pool(case.way)
+            yield from case.measured([(selector, run, found.predicted_error)], found.name, repeats, alike)
         for entry in missing:
             product = "bf16" if dtype == "bf16" else ""  # as speed is asked for
             plan = Plan(store.scheme_of(entry), dtype, product, device=device)
@@ -147,21 +149,26 @@ class _Case:
         # Each of n additions rounds, with errors that are independent: they grow as the root of n.
         self.sums = score.relative_rounding("fp64" if dtype == "fp64" else "fp32") * math.sqrt(n)
 
-    def measured(self, runs: Sequence[_Run], choice: str, repeats: int) -> Iterator[dict[str, Any]]:
-        """Rows with their errors, then their times: dense and each of the runs in turn, ``repeats`` times at most."""
+    def measured(
+        self, runs: Sequence[_Run], choice: str, repeats: int, alike: bool = False
+    ) -> Iterator[dict[str, Any]]:
+        """Rows with their errors, then their times: dense and each of the runs in turn, ``repeats`` times at most.
+
+        ``alike`` says that all are made by the same threads, which then need no pause between one and the other.
+        """
         errors = [
             float((run()[self.sample].double() - self.exact).norm() / self.exact.norm()) for _, run, _ in runs
         ]  # which also touches the memory that each of them takes
         products = [self.plain, *(run for _, run, _ in runs)]
         first = [_time(product, 1, self.device) for product in products]
-        calls = max(1, min(5000, int(ENOUGH / max(first[0], 1e-6))))
+        calls = max(1, min(5000, int((BRIEF if alike else ENOUGH) / max(first[0], 1e-6))))
         turns = max(1, min(repeats, int(PATIENCE / max(sum(first), 1e-6))))
         times = [first]
         if turns > 1:
             times = []
             for turn in range(turns):  # there and back, so that neither comes first
                 order = list(range(len(products)))[:: -1 if turn % 2 else 1]
-                taken = {i: _time(products[i], calls, self.device) for i in order}
+                taken = {i: _time(products[i], calls, self.device, not alike) for i in order}
                 times.append([taken[i] for i in range(len(products))])
         for i, (row, _, predicted) in enumerate(runs):
             ratios = [turn[0] / turn[i + 1] for turn in times]
@@ -191,8 +198,13 @@ def _fastest(a: torch.Tensor, b: torch.Tensor) -> tuple[str, Callable[[], torch.
     return best, runs[best]
 
 
-def _time(run: Callable[[], torch.Tensor], calls: int = 1, device: str = "cpu") -> float:
-    """Seconds of a call, after one that is not counted and a pause: threads of other libraries spin for a while.
+def _pool(way: str) -> str:
+    """Whose threads make a dense product of that name: numpy's library has its own, all others take torch's."""
+    return "numpy" if way == "numpy" else "torch"
+
+
+def _time(run: Callable[[], torch.Tensor], calls: int = 1, device: str = "cpu", pause: bool = True) -> float:
+    """Seconds of a call, after one that is not counted and a ``pause``: threads of other libraries spin for a while.
 
     A call so long that its threads' waking up does not count is made once. On a GPU calls are made one upon another, as
     a program makes them, and waited for together.
@@ -205,7 +217,8 @@ def _time(run: Callable[[], torch.Tensor], calls: int = 1, device: str = "cpu") 
             run()
         torch.cuda.synchronize()
         return (time.perf_counter() - start) / calls
-    time.sleep(calibrate.SETTLE)
+    if pause:
+        time.sleep(calibrate.SETTLE)
     start = time.perf_counter()
     run()
     first = time.perf_counter() - start
