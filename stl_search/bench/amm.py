@@ -35,7 +35,6 @@ KEY = ("machine", "threads", "torch", "version", "commit", "dtype", "repeats", "
 STEPS = 16  # shares of the multiplications for which a winner is named
 SAMPLED = 16  # rows of the result whose error is measured
 ENOUGH = 0.05  # seconds that a run takes at least: shorter ones time how threads wake up after a pause
-BRIEF = 0.01  # the same where there is no pause: what the machine does changes from one such time to the next
 LONG = 3.0  # seconds of a call from which on it is made once: the memory that it takes is cold then
 PATIENCE = 20.0  # seconds for the turns of one scheme
 
@@ -120,7 +119,8 @@ def rows(
         case = _Case(n, dtype, device)
         if key(selector) not in known:
             run = partial(amm, case.a, case.b)
-            alike = device == "cpu" and found.plan is None and _pool(found.way) == _pool(case.way)
+            # numpy's library has threads of its own, all other plain products are made by torch's
+            alike = found.plan is None and (found.way == "numpy") == (case.way == "numpy")
             yield from case.measured([(selector, run, found.predicted_error)], found.name, repeats, alike)
         for entry in missing:
             product = "bf16" if dtype == "bf16" else ""  # as speed is asked for
@@ -161,7 +161,7 @@ class _Case:
         ]  # which also touches the memory that each of them takes
         products = [self.plain, *(run for _, run, _ in runs)]
         first = [_time(product, 1, self.device) for product in products]
-        calls = max(1, min(5000, int((BRIEF if alike else ENOUGH) / max(first[0], 1e-6))))
+        calls = max(1, min(5000, int(ENOUGH / max(first[0], 1e-6))))
         turns = max(1, min(repeats, int(PATIENCE / max(sum(first), 1e-6))))
         times = [first]
         if turns > 1:
@@ -196,11 +196,6 @@ def _fastest(a: torch.Tensor, b: torch.Tensor) -> tuple[str, Callable[[], torch.
             break
     best = min(runs, key=lambda way: statistics.median(times[way]))
     return best, runs[best]
-
-
-def _pool(way: str) -> str:
-    """Whose threads make a dense product of that name: numpy's library has its own, all others take torch's."""
-    return "numpy" if way == "numpy" else "torch"
 
 
 def _time(run: Callable[[], torch.Tensor], calls: int = 1, device: str = "cpu", pause: bool = True) -> float:
