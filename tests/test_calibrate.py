@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +150,27 @@ def test_sizes_end_where_products_take_long(monkeypatch: pytest.MonkeyPatch) -> 
     found = calibrate._comparisons(torch.float32, torch.device("cpu"))
     assert {(c.name, c.size) for c in found} <= {("dense", 16), ("slices", 16), ("packed", 16)}
     assert ("dense", 16) in {(c.name, c.size) for c in found}
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("row", [60, 500, 4096])
+def test_how_many_products_are_added_up_in_a_row(row: int, kind: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told from the errors alone, of sums made one product after another and begun anew after so many."""
+    wide = torch.float64 if kind == torch.float64 else torch.float32
+
+    def batched(a: torch.Tensor, b: torch.Tensor, way: str) -> torch.Tensor:
+        assert a.dtype == b.dtype == wide
+        whole = torch.zeros(1, a.shape[1], b.shape[2], dtype=wide)
+        for start in range(0, a.shape[2], row):
+            part = torch.zeros_like(whole)
+            for i in range(start, min(start + row, a.shape[2])):
+                part += a[:, :, i : i + 1] * b[:, i : i + 1]
+            whole += part
+        return whole
+
+    monkeypatch.setattr(calibrate.dense, "batched", batched)
+    found = calibrate.in_a_row(kind, "any")
+    if row == 4096:
+        assert found == math.inf
+    else:
+        assert found == pytest.approx(row + 4096 / row, rel=0.15)  # parts are added up in a row, too

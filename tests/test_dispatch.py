@@ -52,7 +52,7 @@ def machine(bandwidth: float, narrow: float) -> Any:
     def rates(device: str, dtype: str) -> Rates:
         speed = ((1.0, 1e11 * (narrow if dtype == "bf16" else 1.0)),)
         return Rates(
-            speed, ("torch",), speed, ("torch",), packed=(), packed_ways=(), bandwidth=bandwidth, sums=1e15, call=0.0
+            speed, ("torch",), speed, ("torch",), (), (), bandwidth=bandwidth, sums=1e15, call=0.0, row=dispatch.ROW
         )
 
     return rates
@@ -186,10 +186,10 @@ def test_rtol_counts_all_that_is_rounded(eager: None) -> None:
 @pytest.mark.parametrize("way", dense.slice_ways(torch.float32))
 @pytest.mark.parametrize("scheme", [None, STRASSEN, SQUARED, LONG, NOISY, CLOSE])
 def test_sums_err_as_predicted(scheme: Scheme | None, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    fastest = dataclasses.replace(calibrate.rates("cpu", "fp32"), slice_ways=(way,))
+    row = calibrate.in_a_row(torch.float32, way)
+    fastest = dataclasses.replace(calibrate.rates("cpu", "fp32"), slice_ways=(way,), row=row)
     monkeypatch.setattr(calibrate, "rates", lambda *given: fastest)
     monkeypatch.setattr(calibrate, "slice_way", lambda *given: way)
-    row = dispatch.PANEL_ROW if way == "panels" else dispatch.ROW
     generator = torch.Generator().manual_seed(3)
     for inner in (40, 300, 4000):
         a, b = (torch.randn(*s, generator=generator) for s in ((128, inner), (inner, 144)))
@@ -203,8 +203,11 @@ def test_sums_err_as_predicted(scheme: Scheme | None, way: str, monkeypatch: pyt
         assert 0.75 * predicted < measured < 1.2 * predicted, (inner, measured / predicted)
 
 
-def test_sums_are_those_of_the_plan() -> None:
+def test_sums_are_those_of_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     """A plan may be for less or more than the operands have, and an output wider than they are."""
+    row = calibrate.in_a_row(torch.float32, "torch")
+    model = calibrate.rates
+    monkeypatch.setattr(calibrate, "rates", lambda *given: dataclasses.replace(model(*given), row=row))
     a, b = (
         torch.randn(*s, generator=torch.Generator().manual_seed(4), dtype=torch.float64) for s in ((96, 900), (900, 90))
     )

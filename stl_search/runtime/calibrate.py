@@ -27,11 +27,11 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from stl_search import transform
+from stl_search import score, transform
 from stl_search.kernels import cpu, dense, gpu, gpu_multiply, multiply, ops
 from stl_search.kernels.plan import Plan, dtype_name, torch_dtype
 
-__all__ = ["Curve", "Rates", "cache_dir", "kept", "machine", "measure", "rates", "side", "slice_way"]
+__all__ = ["Curve", "Rates", "cache_dir", "in_a_row", "kept", "machine", "measure", "rates", "side", "slice_way"]
 
 Curve = tuple[tuple[float, float], ...]  # (size, operations a second), by size
 
@@ -58,13 +58,14 @@ ENCODED = {"cpu": 4096, "cuda": 16384}
 SETTLE = 0.2  # seconds after which the threads of a numeric library have stopped spinning and hinder no other
 LONGEST = 2.0  # seconds of a call that is made once, and after which nothing larger is tried
 HOPELESS = 2.5  # times the shortest time after which a way is not tried again
+LONG_ROW = 4096  # products of one entry, whose sum tells how many are added up in a row
 PROBED = 512  # side of the product that tells whether a file still holds, on the processor
 PROBING = 0.02  # seconds after which no more of them are made
 OUTDATED = 1.5  # times faster than a file says: the machine was busy when it was written
 SPINNING = 1.02  # how many times faster numpy is to be than others
 NAMES = {"dense": "ways", "slices": "slice_ways", "packed": "packed_ways"}  # of the curves and what was fastest
 CURVES = tuple(NAMES)
-FORMAT = 11  # of the file; what was written by another is measured anew
+FORMAT = 12  # of the file; what was written by another is measured anew
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class Rates:
     ``dense`` (flops a second, the fastest way at each size, named in ``ways``), ``slices`` (the same for r products at
     once, in the precision itself, the ways named in ``slice_ways``), ``packed`` (with the right operand packed, as
     ``packed_ways`` say; empty where that is not to be had), ``bandwidth`` (bytes a second read and written by encode
-    and decode), ``sums`` (multiply-adds a second in them), ``call`` (seconds that any step takes at least).
+    and decode), ``sums`` (multiply-adds a second in them), ``call`` (seconds that any step takes at least), ``row``
+    (products of one entry of a slice that are added up in a row, by the one of ``slice_ways`` that begins anew least).
     """
 
     dense: Curve
@@ -86,6 +88,7 @@ class Rates:
     bandwidth: float
     sums: float
     call: float
+    row: float = math.inf
 
     def way(self, size: float) -> str:
         """The fastest way to multiply at that size."""
@@ -174,7 +177,7 @@ def _hold(found: dict[str, Any], device: str, dtype: str) -> None:
 def _read(found: dict[str, Any]) -> Rates:
     parts: dict[str, Any] = {k: tuple((float(s), float(f)) for s, f in found[k]) for k in CURVES}
     parts |= {k: tuple(str(way) for way in found[k]) for k in NAMES.values()}
-    parts |= {k: float(found[k]) for k in ("bandwidth", "sums", "call")}
+    parts |= {k: float(found[k]) for k in ("bandwidth", "sums", "call", "row")}
     return Rates(**parts)
 
 
@@ -256,7 +259,28 @@ def measure(device: str, dtype: str) -> Rates:
         way, seconds = comparison.fastest()
         found[comparison.name].append((float(comparison.size), comparison.flops / seconds))
         found[NAMES[comparison.name]].append(way)
-    return Rates(**{key: tuple(x) for key, x in found.items()}, bandwidth=bandwidth, sums=sums, call=call)
+    row = max(in_a_row(kind, way) for way in set(found["slice_ways"])) if place.type == "cpu" else math.inf
+    return Rates(**{key: tuple(x) for key, x in found.items()}, bandwidth=bandwidth, sums=sums, call=call, row=row)
+
+
+def in_a_row(kind: torch.dtype, way: str) -> float:
+    """How many products of one entry a way of ``dense.batched`` adds up before it begins anew; infinite if it does not.
+
+    From the rounding of sums of ``LONG_ROW`` products: a row of L adds (L + 1)/2 squared roundings to it. Operands are
+    integers that are exact in ``kind``, and so is the sum in int64. What has 16 bits is added up in float32.
+    """
+    wide = torch.float64 if kind == torch.float64 else torch.float32
+    bits = (1 - round(math.log2(torch.finfo(wide).eps))) // 2  # of an entry: products fill what numbers hold
+    generator = torch.Generator().manual_seed(0)
+    a, b = (
+        torch.randint(-(1 << bits), 1 << bits, sides, generator=generator, device="cpu")
+        for sides in ((128, LONG_ROW), (LONG_ROW, 128))
+    )
+    exact = a @ b
+    gap = dense.batched(a.to(wide)[None], b.to(wide)[None], way=way)[0].to(torch.int64) - exact
+    rounding = score.relative_rounding(dtype_name(wide)[0])
+    row = 2 * float(gap.double().norm() / exact.double().norm() / rounding) ** 2 - 1
+    return max(1.0, row) if row < 0.8 * LONG_ROW else math.inf
 
 
 _Runs = dict[str, Callable[[], Any]]  # by the names of their ways

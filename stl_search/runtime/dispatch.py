@@ -75,9 +75,8 @@ STEPS = 6  # encode, encode, multiply, decode and what stands between: calls tha
 # Complex numbers take the reference path: that many passes over memory for each of the kernels'.
 REFERENCE_PASSES = 4.0
 BYTES = {"fp8_e4m3": 1, "bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
-# Products of one entry that are added up in one row. BLAS libraries begin anew after some 384 (measured, K from 16 to
-# 8192, squared error in d^2: MKL and OpenBLAS K/2 up to 384, then 180 to 220; oneDNN and ``panels`` K/2 up to 1024).
-ROW, PANEL_ROW = 384.0, 1024.0
+# Products of one entry that BLAS libraries add up in a row, where nothing was measured: most begin anew after some 384.
+ROW = 384.0
 
 
 @dataclass(frozen=True)
@@ -576,8 +575,7 @@ def _predicted(plan: Plan, problem: Problem, row: float) -> float:
 
 def _row(problem: Problem, precision: str) -> float:
     """How many terms are added up in a row at most; looks at what was measured."""
-    panels = problem.row == ROW and "panels" in calibrate.rates("cpu", precision).slice_ways
-    return PANEL_ROW if panels else problem.row
+    return calibrate.rates("cpu", precision).row if math.isfinite(problem.row) else problem.row
 
 
 def _exact(entry: store.Entry, rounding: float, problem: Problem) -> bool:
