@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +18,8 @@ import numpy as np
 import torch
 from numba import types
 
-from stl_search.kernels.strips import KEPT, WIDTH_BYTES, combine_rows, pieces
-from stl_search.kernels.threads import share
+from stl_search.kernels.strips import KEPT, WIDTH_BYTES, pieces, worker
+from stl_search.kernels.threads import together
 from stl_search.kernels.vectors import LINE
 
 __all__ = ["decode", "decode_into", "empty", "encode", "encode_into", "supports"]
@@ -26,6 +27,8 @@ __all__ = ["decode", "decode_into", "empty", "encode", "encode_into", "supports"
 Tensor = torch.Tensor
 
 GRAIN = 1 << 15  # entries below which a second thread is not worth its wake-up
+MANY = 1024  # matrices of a batch, up to which what is known of it is kept
+PARTS = 4  # for each thread, so that none waits long for one that began late
 LARGE = 1 << 22  # bytes of an array from which on pages of 2 MB are asked for
 STEP = 4  # what is kept in registers is a multiple of it, so that few forms are compiled
 
@@ -64,8 +67,8 @@ def encode_into(x: Tensor, coefficients: Tensor, layout: str, out: Tensor, top: 
     if not len(out):
         return
     x = x.resolve_neg()  # torch may hold a sign as a note, which memory does not tell
-    blocks = _Side.of_matrix(x, coefficients, layout, top, left)
-    _run(blocks, _Side.of_slices(out), out.shape[1:], coefficients, by_output=True)
+    blocks, (slices, goal) = _side_of_matrix(x, coefficients, layout, top, left), _side_of_slices(out)
+    _run(blocks, x.data_ptr(), slices, goal, out.shape[1:], coefficients, by_output=True)
 
 
 def decode(
@@ -90,8 +93,8 @@ def decode_into(
     if not len(p):
         out.zero_()
         return
-    blocks = _Side.of_matrix(out, coefficients, layout, top, left)
-    _run(_Side.of_slices(p), blocks, p[0].shape, coefficients, by_output=False)
+    blocks, (slices, start) = _side_of_matrix(out, coefficients, layout, top, left), _side_of_slices(p)
+    _run(slices, start, blocks, out.data_ptr(), p[0].shape, coefficients, by_output=False)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -110,75 +113,92 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 class _Side:
     """Where the strips of one side lie: P pieces of memory, each with a row for every (batch, row) that is asked for.
 
-    ``places`` (3, P) holds for each piece its address, and how many rows and columns of it are there; the rest is zero.
-    ``batch`` holds offsets in bytes, ``step`` the bytes from row to row, ``size`` those of an entry, ``stride`` the
-    entries from column to column. As many pieces in a row as ``apart`` says lie between each other, entry by entry.
+    ``places`` (3, P) holds for each piece where it is, in bytes from some address, and how many rows and columns of it
+    are there; the rest is zero. ``batch`` holds offsets in bytes, ``step`` the bytes from row to row, ``size`` those of
+    an entry, ``stride`` the entries from column to column. As many pieces in a row as ``apart`` says lie between each
+    other, entry by entry. ``words`` are all of these as ``strips.worker`` takes them, good as long as this object is.
     """
 
-    def __init__(self, x: Tensor, places: Any, step: int, stride: int, apart: int = 1) -> None:
-        """``x`` is one piece, (..., rows, cols), or what all lie in."""
-        self.kind, self.size = _KINDS[x.dtype], x.itemsize
-        self.places = places
-        self.batch = _ONE
-        if x.ndim > 2:
-            offsets = np.zeros((), np.int64)
-            for length, jump in zip(x.shape[:-2], x.stride()[:-2], strict=True):
-                offsets = np.add.outer(offsets, self.size * jump * np.arange(length))
-            self.batch = offsets.ravel()
-        self.step, self.stride, self.apart = self.size * step, stride, apart
-
-    @classmethod
-    def of_matrix(cls, x: Tensor, coefficients: Tensor, layout: str, top: int, left: int) -> _Side:
-        """The m k blocks of x: (..., M, K), or what its tiles hold at each of the m k places, from (top, left) on."""
-        _, m, k = coefficients.shape
-        a, b = _grid(m, k)
-        rows, cols = x.shape[-2:]
-        down, right = x.stride()[-2:]
-        places = np.empty((3, m * k), np.int64)
-        if layout == "block":
-            height, width = -(-rows // m), -(-cols // k)
-            places[0] = (a * height + top) * down + (b * width + left) * right
-            places[1] = np.minimum(rows - a * height, height) - top
-            places[2] = np.minimum(cols - b * width, width) - left
-            step, stride, apart = down, right, 1
-        else:
-            places[0] = (a + top * m) * down + (b + left * k) * right
-            places[1] = -((a - rows) // m) - top
-            places[2] = -((b - cols) // k) - left
-            step, stride, apart = m * down, k * right, k if right == 1 else 1
-        places[0] *= x.itemsize
-        places[0] += x.data_ptr()
-        return cls(x, places, step, stride, apart)
-
-    @classmethod
-    def of_slices(cls, x: Tensor | Sequence[Tensor]) -> _Side:
-        """The r slices of x: (r, ..., rows, cols)."""
-        one = x[0]
-        places = np.empty((3, len(x)), np.int64)
-        if isinstance(x, Tensor):
-            places[0] = x.data_ptr() + x.itemsize * x.stride(0) * np.arange(len(x))
-        else:
-            places[0] = [piece.data_ptr() for piece in x]
-        places[1], places[2] = one.shape[-2:]
-        return cls(one, places, one.stride(-2), one.stride(-1))
-
-    def arguments(self) -> tuple[Any, ...]:
-        """As ``combine_rows`` takes them."""
-        return self.places, self.batch, self.step, self.size, self.stride, self.apart
+    def __init__(self, dtype: torch.dtype, batch: Any, places: Any, step: int, stride: int, apart: int = 1) -> None:
+        """``batch`` is (lengths, strides in entries), as ``step``."""
+        self.kind, self.size, self.places, self.apart = _KINDS[dtype], dtype.itemsize, places, apart
+        offsets = np.zeros((), np.int64)
+        for length, jump in zip(*batch, strict=True):
+            offsets = np.add.outer(offsets, self.size * jump * np.arange(length))
+        self.batch = offsets.ravel()
+        self.words = (
+            places.ctypes.data, places.shape[1], self.batch.ctypes.data, len(self.batch),
+            self.size * step, self.size, stride, apart,
+        )  # fmt: skip
 
 
-_ONE = np.zeros(1, np.int64)  # where no batch is, one matrix at no offset
-
-
-@functools.cache
-def _grid(m: int, k: int) -> tuple[Any, Any]:
-    """(rows, columns) of the m k places of a tile, row by row."""
+@functools.lru_cache(maxsize=512)  # making one takes as long as encoding a small matrix
+def _blocks(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    tile: tuple[int, int],
+    layout: str,
+    top: int,
+    left: int,
+) -> _Side:
+    """The m k blocks of (..., M, K), or what its tiles hold at each of the m k places, from (top, left) on."""
+    m, k = tile
     a, b = np.divmod(np.arange(m * k), k)
-    return a, b
+    rows, cols = shape[-2:]
+    down, right = strides[-2:]
+    places = np.empty((3, m * k), np.int64)
+    if layout == "block":
+        height, width = -(-rows // m), -(-cols // k)
+        places[0] = (a * height + top) * down + (b * width + left) * right
+        places[1] = np.minimum(rows - a * height, height) - top
+        places[2] = np.minimum(cols - b * width, width) - left
+        step, stride, apart = down, right, 1
+    else:
+        places[0] = (a + top * m) * down + (b + left * k) * right
+        places[1] = -((a - rows) // m) - top
+        places[2] = -((b - cols) // k) - left
+        step, stride, apart = m * down, k * right, k if right == 1 else 1
+    places[0] *= dtype.itemsize
+    return _Side(dtype, (shape[:-2], strides[:-2]), places, step, stride, apart)
 
 
-def _run(source: _Side, target: _Side, piece: Sequence[int], coefficients: Tensor, by_output: bool) -> None:
-    """All rows of the slices, each (..., height, width), shared among as many threads as torch would use."""
+@functools.lru_cache(maxsize=512)
+def _slices(dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]) -> _Side:
+    """The r slices of (r, ..., rows, cols)."""
+    places = np.empty((3, shape[0]), np.int64)
+    places[0] = dtype.itemsize * strides[0] * np.arange(shape[0])
+    places[1], places[2] = shape[-2:]
+    return _Side(dtype, (shape[1:-2], strides[1:-2]), places, strides[-2], strides[-1])
+
+
+def _side_of_matrix(x: Tensor, coefficients: Tensor, layout: str, top: int, left: int) -> _Side:
+    """Of x: (..., M, K), from its first entry on."""
+    made = _blocks if math.prod(x.shape[:-2]) <= MANY else _blocks.__wrapped__
+    _, m, k = coefficients.shape
+    return made(x.dtype, x.shape, x.stride(), (m, k), layout, top, left)
+
+
+def _side_of_slices(x: Tensor | Sequence[Tensor]) -> tuple[_Side, int]:
+    """Of x: (r, ..., rows, cols), or of r tensors that are laid out alike, and the address from which on they lie."""
+    if isinstance(x, Tensor):
+        made = _slices if math.prod(x.shape[1:-2]) <= MANY else _slices.__wrapped__
+        return made(x.dtype, x.shape, x.stride()), x.data_ptr()
+    one = x[0]
+    places = np.empty((3, len(x)), np.int64)
+    places[0] = [piece.data_ptr() for piece in x]
+    places[1], places[2] = one.shape[-2:]
+    batch = one.shape[:-2], one.stride()[:-2]
+    return _Side(one.dtype, batch, places, one.stride(-2), one.stride(-1)), 0
+
+
+def _run(
+    source: _Side, start: int, target: _Side, goal: int, piece: Sequence[int], coefficients: Tensor, by_output: bool
+) -> None:
+    """All rows of the slices, each (..., height, width), shared among as many threads as torch would use.
+
+    What is read lies from the address ``start`` on, what is written from ``goal`` on.
+    """
     height, width = piece[-2:]
     total = len(source.batch) * height
     if total == 0 or width == 0:
@@ -187,28 +207,34 @@ def _run(source: _Side, target: _Side, piece: Sequence[int], coefficients: Tenso
     functions = pieces(
         source.kind, target.kind, _KINDS[coefficients.dtype], source.apart, target.apart, terms.inputs, terms.outputs
     )
-    strip = WIDTH_BYTES // coefficients.itemsize
-    gathered = max(source.places.shape[1], terms.inputs) * WIDTH_BYTES
-    row = strip * target.size
-    made = row * np.arange(max(target.places.shape[1], terms.outputs))
-
-    def work(first: int, last: int) -> None:
-        held = np.zeros(LINE + gathered + row * len(made), np.uint8)  # of each thread its own
-        address = held.ctypes.data
-        address += -address % LINE
-        combine_rows(
-            height, width, strip, functions.addresses, address, address + gathered, address + gathered + made,
-            *source.arguments(), *target.arguments(), *terms.arguments(), first, last,
-        )  # fmt: skip
-
-    entries = total * width * max(source.places.shape[1], target.places.shape[1])
+    inputs, outputs = source.places.shape[1], target.places.shape[1]
+    entries = total * width * max(inputs, outputs)
     threads = max(1, min(torch.get_num_threads(), total, entries // GRAIN))
-    cuts = [total * t // threads for t in range(threads + 1)]
-    share(lambda t: work(cuts[t], cuts[t + 1]), threads)
+    strip = WIDTH_BYTES // coefficients.itemsize
+    results = max(outputs, terms.outputs)
+    gathered, row = max(inputs, terms.inputs) * WIDTH_BYTES, strip * target.size
+    apart = -(-(gathered + row * results) // LINE) * LINE
+    memory = np.empty(LINE + threads * apart, np.uint8)  # each thread's inputs and results of a strip
+    if terms.inputs > inputs:  # those that are not there count as zeros
+        memory[:] = 0
+    own = memory.ctypes.data
+    own += -own % LINE
+    parts = min(total // threads, PARTS) if threads > 1 else 1  # for each
+    job = array(
+        "q",
+        (
+            0, 0, parts, threads, total, height, width, strip, *functions.addresses, own, apart, gathered, row, results,
+            *terms.words(), start, *source.words, goal, *target.words,
+        ),
+    )  # fmt: skip
+    together(worker(), job.buffer_info()[0], threads)
+
+
+_NONE = np.zeros(0, np.int64)
 
 
 class _Terms:
-    """The matrix (outputs, inputs) as ``combine_rows`` takes it.
+    """The matrix (outputs, inputs) as ``strips.combine_rows`` takes it.
 
     By rows: where each begins, the inputs and the factors of its non-zeros. Where no zero in it saves work, whole, and
     how many ``inputs`` or ``outputs`` are kept in registers.
@@ -218,10 +244,11 @@ class _Terms:
         table = coefficients.detach().reshape(len(coefficients), -1).numpy()
         kept = -(-table.shape[1] // STEP) * STEP
         self.inputs = self.outputs = 0
-        self.starts = self.cols = _ONE
+        self.starts = self.cols = _NONE
         self.factors = self.whole = table[:0]
         if kept <= KEPT and table.all():
-            self.whole = np.pad(table, ((0, 0), (0, kept - table.shape[1])))
+            self.whole = np.zeros((len(table), kept), table.dtype)
+            self.whole[:, : table.shape[1]] = table
             self.inputs, self.outputs = (kept, 0) if by_output else (0, kept)
             return
         if not by_output:
@@ -231,6 +258,10 @@ class _Terms:
         self.cols = np.ascontiguousarray(cols)
         self.factors = table[rows, cols]
 
-    def arguments(self) -> tuple[Any, ...]:
-        """As ``combine_rows`` takes them; good as long as this object is."""
-        return self.starts, self.cols, self.factors.ctypes.data, self.whole.ctypes.data, len(self.whole)
+    def words(self) -> tuple[int, ...]:
+        """As ``strips.worker`` takes them; good as long as this object is."""
+        starts, cols, whole = self.starts, self.cols, self.whole
+        return (
+            starts.ctypes.data, len(starts), cols.ctypes.data, len(cols),
+            self.factors.ctypes.data, whole.ctypes.data, len(whole),
+        )  # fmt: skip

@@ -13,7 +13,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from stl_search.jit import compiled_piece
-from stl_search.kernels.vectors import WORD
+from stl_search.kernels.vectors import taken
 
 __all__ = ["HEAD", "PART", "WHERE", "worker"]
 
@@ -22,16 +22,6 @@ __all__ = ["HEAD", "PART", "WHERE", "worker"]
 # from row to row (of what is turned, from column to column) of A, B and C; and the addresses of A, B and C.
 WHERE, HEAD = 12, 15
 PART = 4  # of each part: where its rows of A, its B and its rows of C are, in bytes from these, and how many rows
-
-
-@intrinsic
-def _taken(context, address):
-    """The number at an address, which is one more from now on: no two threads get the same."""
-
-    def build(context, builder, signature, args):
-        return builder.atomic_rmw("add", builder.inttoptr(args[0], WORD.as_pointer()), ir.Constant(WORD, 1), "seq_cst")
-
-    return types.int64(types.int64), build
 
 
 @intrinsic
@@ -61,7 +51,7 @@ def _work(job):
     parts = carray(job, (HEAD + PART * count,), np.int64)[HEAD:].reshape(count, PART)
     one, zero = np.float32(1.0), np.float32(0.0)
     while True:
-        i = _taken(head.ctypes.data)
+        i = taken(head.ctypes.data)
         if i >= count:
             return
         a, b, c, m = at_a + parts[i, 0], at_b + parts[i, 1], at_c + parts[i, 2], parts[i, 3]

@@ -8,13 +8,14 @@ hundred rows that costs a tenth of the product and more. Here B encoded is arran
 from __future__ import annotations
 
 import math
+from array import array
 
 import numpy as np
 import torch
 
 from stl_search.kernels import cpu
-from stl_search.kernels.threads import each
-from stl_search.kernels.tiles import BLOCK, ROWS, VECTORS, multiply_rows
+from stl_search.kernels.threads import together
+from stl_search.kernels.tiles import BLOCK, ROWS, VECTORS, worker
 from stl_search.kernels.vectors import BYTES, FUSED
 
 __all__ = ["Panels", "supports"]
@@ -25,12 +26,12 @@ RUN = BLOCK  # rows of A that one thread multiplies at a time
 SHARES = 8  # runs that a matrix is cut into while the last ones are multiplied, so that no thread is waited for long
 LEAST = 32  # rows of such a run
 
-_TAGS = {torch.float32: np.empty(0, np.float32), torch.float64: np.empty(0, np.float64)}
+_KINDS = {torch.float32: np.float32, torch.float64: np.float64}
 
 
 def supports(dtype: torch.dtype) -> bool:
     """Whether products of this dtype are made here: float32 and float64, where the processor adds products at once."""
-    return FUSED and dtype in _TAGS
+    return FUSED and dtype in _KINDS
 
 
 def _across(dtype: torch.dtype) -> int:
@@ -110,20 +111,17 @@ class Panels:
         if flat.stride(-1) != 1:
             flat = flat.contiguous()
         threads = max(1, torch.get_num_threads())
-        parts: list[tuple[int, int, int]] = []
-        for q in range(r):
-            step = RUN if q < r - 2 * threads else min(RUN, max(LEAST, -(-rows // SHARES // ROWS) * ROWS))
-            parts += [(q, top, min(top + step, rows)) for top in range(0, rows, step)]
-        tag = _TAGS[self.dtype]
-
-        def work(q: int, top: int, bottom: int) -> None:
-            multiply_rows(
-                tag,
-                flat.data_ptr() + size * (q * flat.stride(0) + top * flat.stride(1)), size * flat.stride(1),
-                self.data.data_ptr() + size * q * self.data.stride(0),
-                to.data_ptr() + size * (q * to.stride(0) + top * to.stride(1)), size * to.stride(1),
-                bottom - top, inner, cols,
-            )  # fmt: skip
-
-        each(work, parts)
+        first = max(0, r - 2 * threads)
+        small = min(RUN, max(LEAST, -(-rows // SHARES // ROWS) * ROWS))
+        parts = first * -(-rows // RUN) + (r - first) * -(-rows // small)
+        job = array(
+            "q",
+            (
+                0, parts, first, RUN, small, rows, inner, cols, flat.data_ptr(), self.data.data_ptr(), to.data_ptr(),
+                size * flat.stride(0), size * self.data.stride(0), size * to.stride(0),
+                size * flat.stride(1), size * to.stride(1),
+            ),
+        )  # fmt: skip
+        if parts:
+            together(worker(_KINDS[self.dtype]), job.buffer_info()[0], min(threads, parts))
         return out

@@ -1,9 +1,10 @@
 """The compiled part of ``cpu``: strips of memory combined in vector registers, by LLVM through numba.
 
-``combine_rows`` is the loop. It knows no number format: what it does with a strip are small functions, ``pieces``, each
-compiled for its formats alone and called at its address, so that a new combination of formats takes some hundredths of
-a second. The intrinsics emit what numba's own vectoriser would not find: sums that stay in registers, tiles taken apart
-and put together in registers, and the narrow formats, which numba does not know.
+``combine_rows`` is the loop, ``worker`` what calls it, in threads that no interpreter stops. It knows no number format:
+what it does with a strip are small functions, ``pieces``, compiled for their formats alone and called at an address, so
+that a new combination of formats takes some hundredths of a second. The intrinsics emit what numba's own vectoriser
+would not find: sums that stay in registers, tiles taken apart and put together in registers, and the narrow formats,
+which numba does not know.
 """
 
 # mypy: ignore-errors
@@ -14,8 +15,9 @@ from __future__ import annotations
 import functools
 from typing import NamedTuple
 
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import carray, types
 from numba.extending import intrinsic
 
 from stl_search.jit import compiled, compiled_piece
@@ -34,18 +36,25 @@ from stl_search.kernels.vectors import (
     read,
     spread,
     store,
+    taken,
     wide_of,
     widened,
     word,
     zero,
 )
 
-__all__ = ["KEPT", "WIDTH_BYTES", "Pieces", "combine_rows", "pieces"]
+__all__ = ["HEAD", "KEPT", "SIDE", "WIDTH_BYTES", "Pieces", "combine_rows", "pieces", "worker"]
 
 VECTORS = 8  # of a strip
 WIDTH_BYTES = VECTORS * BYTES  # of a strip of sums
 KEPT = 16 if WIDE else 8  # inputs or sums, a vector of each, that are kept in registers together
 ADDRESS = 8  # bytes of one
+# A job in memory, 64-bit words, HEAD of them: the next thread's number, the next part's, how many parts for each thread
+# and for how many threads; rows in all, height, width, strip; five functions; the memory of all threads, the bytes of
+# one's, where in it ``made`` begins, from one to the next of ``made_bases``, and how many those are; addresses and
+# lengths of starts and of indices; factors, table and its length. Then SIDE for what is read and SIDE for what is
+# written: where it begins, addresses and lengths of places and of batch, step, entry, stride, apart.
+HEAD, SIDE = 25, 9
 CHAINS = 4  # sums of one output that are made side by side, since an addition waits for the one before
 
 
@@ -308,11 +317,27 @@ def _at(context, array):
     return types.int64(array), build
 
 
+@intrinsic
+def _pointer(context, address):
+    """To that address."""
+
+    def build(context, builder, signature, args):
+        return builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), build
+
+
+@compiled
+def _words(address, count):
+    """The 64-bit words at an address."""
+    return carray(_pointer(address), (count,), np.int64)
+
+
 @compiled
 def _reach(places, first, count, i, limit):
     """The columns, at most ``limit``, that ``count`` pieces from ``first`` on all have in row i; 0 without the row.
 
-    ``places`` (3, P) holds addresses, rows and columns of the pieces.
+    ``places`` (3, P) holds where the pieces are, their rows and columns.
     """
     for p in range(first, first + count):
         limit = min(limit, places[2, p] if i < places[1, p] else 0)
@@ -322,8 +347,8 @@ def _reach(places, first, count, i, limit):
 @compiled
 def combine_rows(
     height, width, strip, functions, gathered, made, made_bases,
-    in_places, in_batch, in_step, in_entry, in_stride, in_apart,
-    out_places, out_batch, out_step, out_entry, out_stride, out_apart,
+    in_places, in_batch, in_start, in_step, in_entry, in_stride, in_apart,
+    out_places, out_batch, out_start, out_step, out_entry, out_stride, out_apart,
     starts, indices, factors, table, length, first, last,
 ):  # fmt: skip
     """The rows first <= batch * height + row < last of every output piece.
@@ -343,7 +368,7 @@ def combine_rows(
     straight = out_apart == 1 and not length  # results that are not made elsewhere first
     for g in range(first, last):
         b, i = g // height, g % height
-        in_row, out_row = in_batch[b] + i * in_step, out_batch[b] + i * out_step
+        in_row, out_row = in_start + in_batch[b] + i * in_step, out_start + out_batch[b] + i * out_step
         whole = _reach(in_places, 0, inputs, i, width)  # columns that all pieces have
         whole = _reach(out_places, 0, results, i, whole)
         j = 0
@@ -386,3 +411,39 @@ def combine_rows(
                         there = _reach(out_places, c, 1, i, stop) - j
                         _call(scatter_ends, (made_bases[c], target + out_places[0, c]), (there, out_stride))
             j += strip
+
+
+def _work(job):
+    """Parts of a job, some rows each, one after another, until none is left; any number of threads may be here.
+
+    Of threads that are equally fast each goes through rows that follow each other, and so do the pages of its memory.
+    """
+    head = carray(job, (HEAD + 2 * SIDE,), np.int64)
+    address = head.ctypes.data
+    each, threads, total, height, width, strip = head[2], head[3], head[4], head[5], head[6], head[7]
+    functions = (head[8], head[9], head[10], head[11], head[12])
+    memory, made, step, results = head[13] + taken(address) * head[14], head[15], head[16], head[17]
+    starts, indices = _words(head[18], head[19]), _words(head[20], head[21])
+    factors, table, length = head[22], head[23], head[24]
+    source, target = head[HEAD : HEAD + SIDE], head[HEAD + SIDE :]
+    made_bases = memory + made + step * np.arange(results)
+    parts = each * threads
+    while True:
+        turn = taken(address + ADDRESS)
+        if turn >= parts:
+            return
+        part = turn % threads * each + turn // threads
+        combine_rows(
+            height, width, strip, functions, memory, memory + made, made_bases,
+            _words(source[1], 3 * source[2]).reshape(3, source[2]), _words(source[3], source[4]),
+            source[0], source[5], source[6], source[7], source[8],
+            _words(target[1], 3 * target[2]).reshape(3, target[2]), _words(target[3], target[4]),
+            target[0], target[5], target[6], target[7], target[8],
+            starts, indices, factors, table, length, total * part // parts, total * (part + 1) // parts,
+        )  # fmt: skip
+
+
+@functools.cache
+def worker():
+    """``_work`` as a function of C that takes an address."""
+    return compiled_piece(_work, types.voidptr).ctypes

@@ -2,6 +2,10 @@
 
 A worker of such a team looks out for more work for some milliseconds after each product and keeps its processor busy
 meanwhile. Work in other threads would have to share that processor; in the same team it begins at once.
+
+What they work on are jobs in memory and compiled code, never Python: a thread that waits for the interpreter is woken
+on the processor of the one that let go of it, and until the system tells them apart again, for 50 milliseconds, the two
+take turns, each waiting at the end of its work for one that is not running.
 """
 
 from __future__ import annotations
@@ -9,60 +13,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["each", "share", "together"]
+__all__ = ["together"]
 
 _BODY = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _HOME = os.getpid()  # a fork has none of its parent's threads, and a team that waits for them
-
-
-def share(work: Callable[[int], Any], count: int) -> None:
-    """work(0), ..., work(count - 1), each in a thread; raises what one of them raised, the others done.
-
-    ``work`` should let go of the interpreter's lock, as compiled code can. Any number of callers may be here at once.
-    """
-    if count == 1:
-        work(0)
-        return
-    left = list(range(count))  # a team may be smaller than asked for: its threads take what is left
-    failed: list[BaseException] = []
-
-    def body(_: Any) -> None:
-        while True:
-            try:
-                part = left.pop()
-            except IndexError:
-                return
-            try:
-                work(part)
-            except BaseException as error:
-                failed.append(error)
-
-    together(_BODY(body), None, count)
-    if failed:
-        raise failed[0]
-
-
-def each(work: Callable[..., Any], parts: Sequence[tuple[Any, ...]]) -> None:
-    """work(*part) for each of the parts, the first ones first, in as many threads as torch would use."""
-    left = list(reversed(parts))
-
-    def take(_: int) -> None:
-        while True:
-            try:
-                part = left.pop()
-            except IndexError:
-                return
-            work(*part)
-
-    if left:
-        share(take, min(max(1, torch.get_num_threads()), len(left)))
 
 
 def together(work: Any, address: int | None, count: int) -> None:

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
-from numba import types
+from numba import carray, types
 from numba.extending import intrinsic
 
-from stl_search.jit import compiled
+from stl_search.jit import compiled, compiled_piece
 from stl_search.kernels.vectors import (
     BYTES,
     LINE,
@@ -22,12 +24,13 @@ from stl_search.kernels.vectors import (
     set_entry,
     spread,
     store,
+    taken,
     wide_of,
     word,
     zero,
 )
 
-__all__ = ["ROWS", "VECTORS", "multiply_rows"]
+__all__ = ["BLOCK", "HEAD", "ROWS", "VECTORS", "multiply_rows", "worker"]
 
 # A tile of ROWS rows and VECTORS vectors of columns fills the registers, but for those that hold what is multiplied:
 # 12 and 4 of 16, with AVX-512 24 and 4 of 32.
@@ -36,6 +39,10 @@ ROWS = 8 if WIDE else 4
 INNER = 4096  # bytes of a row of A that a tile takes up at a time; the next ones are added
 BLOCK = 512  # rows of A that meet all panels before the next
 UNROLLED = 4
+# A job in memory, 64-bit words, HEAD of them: the next part's number and how many parts; the first matrix that is cut
+# into smaller runs, the rows of a run before it and from it on; rows, inner dimension and columns; addresses of A, B
+# and C; bytes from matrix to matrix of each, and from row to row of A and of C.
+HEAD = 16
 HIGH = (0,) * ROWS
 
 
@@ -151,3 +158,32 @@ def multiply_rows(tag, a, a_step, b, c, c_step, rows, inner, cols):
                 for i in range(whole, bottom):
                     row, to = a + i * a_step + first * size, place + i * c_step
                     _tile_within(tag, (0,), row, a_step, panel, to, c_step, length, here, first, (), 0, edge)
+
+
+@functools.cache
+def worker(kind):
+    """The products of a job of numbers of that type, as a function of C that takes an address.
+
+    Runs of rows, one after another, until none is left; any number of threads may be there.
+    """
+
+    def work(job):
+        head, tag = carray(job, (HEAD,), np.int64), carray(job, (0,), kind)
+        parts, first, large, small = head[1], head[2], head[3], head[4]
+        rows, inner, cols, a, b, c = head[5], head[6], head[7], head[8], head[9], head[10]
+        before, after = -(-rows // large), -(-rows // small)  # runs of a matrix
+        while True:
+            part = taken(head.ctypes.data)
+            if part >= parts:
+                return
+            if part < first * before:
+                q, top, run = part // before, part % before * large, large
+            else:
+                part -= first * before
+                q, top, run = first + part // after, part % after * small, small
+            multiply_rows(
+                tag, a + q * head[11] + top * head[14], head[14], b + q * head[12],
+                c + q * head[13] + top * head[15], head[15], min(run, rows - top), inner, cols,
+            )  # fmt: skip
+
+    return compiled_piece(work, types.voidptr).ctypes

@@ -32,6 +32,7 @@ __all__ = [
     "set_entry",
     "spread",
     "store",
+    "taken",
     "wide_of",
     "widened",
     "word",
@@ -76,6 +77,16 @@ def entry_at(context, source, wide, index):
         return _single(builder, source, wide, builder.add(builder.ptrtoint(args[0], WORD), offset))
 
     return wide.dtype(source, wide, types.int64), build
+
+
+@intrinsic
+def taken(context, address):
+    """The number at an address, which is one more from now on: no two threads get the same."""
+
+    def build(context, builder, signature, args):
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], WORD.as_pointer()), word(1), "seq_cst")
+
+    return types.int64(types.int64), build
 
 
 def _single(builder, source, wide, address):
