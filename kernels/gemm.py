@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from stl_search.jit import compiled_piece
+from stl_search.jit import compiled_worker
 from stl_search.kernels.vectors import taken
 
 __all__ = ["HEAD", "PART", "WHERE", "worker"]
@@ -69,4 +69,4 @@ def _work(job):
 @functools.cache
 def worker():
     """``_work`` as a function of C that takes an address."""
-    return compiled_piece(_work, types.voidptr).ctypes
+    return compiled_worker(_work)

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from stl_search.jit import compiled, compiled_piece
+from stl_search.jit import compiled, compiled_piece, compiled_worker
 from stl_search.kernels.vectors import (
     BYTES,
     LINE,
@@ -446,4 +446,4 @@ def _work(job):
 @functools.cache
 def worker():
     """``_work`` as a function of C that takes an address."""
-    return compiled_piece(_work, types.voidptr).ctypes
+    return compiled_worker(_work)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import carray, types
 from numba.extending import intrinsic
 
-from stl_search.jit import compiled, compiled_piece
+from stl_search.jit import compiled, compiled_worker
 from stl_search.kernels.vectors import (
     BYTES,
     LINE,
@@ -186,4 +186,4 @@ def worker(kind):
                 c + q * head[13] + top * head[15], head[15], min(run, rows - top), inner, cols,
             )  # fmt: skip
 
-    return compiled_piece(work, types.voidptr).ctypes
+    return compiled_worker(work)

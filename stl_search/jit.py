@@ -7,7 +7,7 @@ from typing import Any
 
 from numba import cfunc, njit, types
 
-__all__ = ["compiled", "compiled_piece"]
+__all__ = ["compiled", "compiled_piece", "compiled_worker"]
 
 _NO_PLACE = "no locator available"  # what numba says where it can keep nothing
 
@@ -24,6 +24,14 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
 def compiled_piece(function: Callable[..., Any], *arguments: Any) -> Any:
     """Compiled for arguments of these types of numba's, without a result; the ``address`` is called as C would."""
     return _kept(lambda cache: cfunc(types.void(*arguments), cache=cache, error_model="numpy")(function))
+
+
+def compiled_worker(function: Callable[..., Any]) -> Any:
+    """A function of an address, compiled, as ``kernels.threads.together`` takes it."""
+    held = compiled_piece(function, types.voidptr)
+    worker = held.ctypes
+    worker.held = held  # whose code it is
+    return worker
 
 
 def _kept(make: Callable[[bool], Any]) -> Any:
