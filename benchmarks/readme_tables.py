@@ -51,14 +51,15 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (RESULTS / name).read_text(encoding="utf-8").splitlines()]
 
 
-SHOWN = (49, 32, 24, 16, 12)  # ranks of <4,4,4> in the tables of speeds
+SHOWN = (49, 32, 24, 16, 12)  # ranks of <4,4,4> in the table of speeds on a GPU
+ON_CPU = (49, 48, 32, 24, 16, 12)  # and in those on processors, where they were measured
 
 
-def _measured(name: str = "amm_cpu.jsonl") -> dict[tuple[int, int | None, str], dict[str, Any]]:
-    """The newest rows in fp32, by size, rank of a <4,4,4> (None for the open selector), encoding."""
+def _measured(name: str = "amm_cpu.jsonl", dtype: str = "fp32") -> dict[tuple[int, int | None, str], dict[str, Any]]:
+    """The newest rows in a precision, by size, rank of a <4,4,4> (None for the open selector), encoding."""
     found = {}
     for row in _rows(name):
-        if row["dtype"] == "fp32" and row["scheme"].startswith(("4x4x4_", "catalog:")):
+        if row["dtype"] == dtype and row["scheme"].startswith(("4x4x4_", "catalog:")):
             found[row["size"], row.get("rank"), row["encoded"]] = row
     wrong = [key for key, row in found.items() if not row["ok"]]
     if wrong:
@@ -66,10 +67,10 @@ def _measured(name: str = "amm_cpu.jsonl") -> dict[tuple[int, int | None, str], 
     return found
 
 
-def speeds(name: str = "amm_cpu.jsonl") -> str:
-    """How many times faster than dense <4,4,4> schemes are at 4096 square in fp32, by rank."""
-    found = {(rank, encoded): row for (size, rank, encoded), row in _measured(name).items() if size == 4096}
-    ranks = [r for r in SHOWN if (r, "none") in found]
+def speeds(name: str = "amm_cpu.jsonl", dtype: str = "fp32") -> str:
+    """How many times faster than dense <4,4,4> schemes are at 4096 square, by rank."""
+    found = {(rank, encoded): row for (size, rank, encoded), row in _measured(name, dtype).items() if size == 4096}
+    ranks = [r for r in ON_CPU if (r, "none") in found]
     lines = [f"| rank | {' | '.join(map(str, ranks))} |", "|---" * (1 + len(ranks)) + "|"]
     for encoded, name in (("rhs", "B encoded beforehand"), ("none", "nothing encoded beforehand")):
         lines.append(f"| {name} | {' | '.join(format(found[r, encoded]['ratio']['p50'], '.2f') for r in ranks)} |")
@@ -77,7 +78,7 @@ def speeds(name: str = "amm_cpu.jsonl") -> str:
     return "\n".join(lines)
 
 
-def sizes(name: str = "amm_cpu.jsonl", ranks: tuple[int, ...] = SHOWN) -> str:
+def sizes(name: str = "amm_cpu.jsonl", ranks: tuple[int, ...] = ON_CPU) -> str:
     """By size: the open exact selector's ratio to dense and its choice, and those of <4,4,4> schemes by rank."""
     found = _measured(name)
     columns = sorted({size for size, rank, _ in found if rank is None})
@@ -148,6 +149,7 @@ def conversion() -> str:
 BLOCKS: dict[str, Callable[[], str]] = {
     "catalog": tables,
     "speeds": speeds,
+    "bf16": partial(speeds, dtype="bf16"),
     "avx2": partial(speeds, "amm_cpu_avx2.jsonl"),
     "avx2sizes": partial(sizes, "amm_cpu_avx2.jsonl", ()),
     "sizes": sizes,

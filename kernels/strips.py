@@ -354,11 +354,11 @@ def combine_rows(
     """The rows first <= batch * height + row < last of every output piece.
 
     The strips of all inputs are first gathered in the first cache, where they cannot evict each other, and all results
-    are made there: at the addresses ``gathered``, of zeros, and ``made``, each at one of ``made_bases``. One that a
-    piece holds in full moves as a whole, the last of a row overlapping its neighbour; others (ragged edges, columns at
-    unusual distances) move entry by entry, zeros beyond the edge. ``strip`` is the entries of one, ``in_entry`` and
-    ``out_entry`` are the bytes of an entry, ``functions`` the addresses of ``pieces``; ``factors`` and ``table``
-    are addresses too. With a ``length``, that of ``table``, all results are made at once.
+    are made there: at the addresses ``gathered``, with zeros beyond the inputs, and ``made``, each at one of
+    ``made_bases``. One that a piece holds in full moves as a whole, the last of a row overlapping its neighbour; others
+    (ragged edges, columns at unusual distances) move entry by entry, zeros beyond the edge. ``strip`` is the entries of
+    one, ``in_entry`` and ``out_entry`` are the bytes of an entry, ``functions`` the addresses of ``pieces``;
+    ``factors`` and ``table`` are addresses too. With a ``length``, that of ``table``, all results are made at once.
     """
     gather, gather_ends, add, scatter, scatter_ends = functions
     in_size, out_size = in_entry * in_stride, out_entry * out_stride
@@ -414,7 +414,7 @@ def combine_rows(
 
 
 def _work(job):
-    """Parts of a job, some rows each, one after another, until none is left; any number of threads may be here.
+    """Parts of a job, some rows each, one after another, until none is left; as many threads as it says may be here.
 
     Of threads that are equally fast each goes through rows that follow each other, and so do the pages of its memory.
     """

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,12 @@ def together(work: Any, address: int | None, count: int) -> None:
         return
     start = _team(os.getpid())
     if start is None:
-        for job in [_pool(os.getpid()).submit(work, address) for _ in range(count)]:
-            job.result()
+        jobs = [_pool(os.getpid()).submit(work, address) for _ in range(count)]
+        try:
+            for job in jobs:
+                job.result()
+        finally:  # nobody works on what an interrupted caller lets go of
+            wait(jobs)
     else:
         start(work, address, count, 0)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from stl_search.kernels import dense
 from stl_search.runtime import calibrate
 from stl_search.runtime.calibrate import Rates, at
 
@@ -169,8 +170,14 @@ def test_how_many_products_are_added_up_in_a_row(row: int, kind: torch.dtype, mo
         return whole
 
     monkeypatch.setattr(calibrate.dense, "batched", batched)
-    found = calibrate.in_a_row(kind, "any")
+    found = calibrate.in_a_row(kind, "torch")
     if row == 4096:
         assert found == math.inf
     else:
         assert found == pytest.approx(row + 4096 / row, rel=0.15)  # parts are added up in a row, too
+
+
+@pytest.mark.parametrize("way", dense.packings(torch.zeros(1, 8, 8)))
+def test_packed_operands_are_added_up_in_rows_of_some_length(way: str) -> None:
+    """oneDNN and panels begin anew after 1024 products; shorter rows there may be, infinite ones there are not."""
+    assert 100 < calibrate.in_a_row(torch.float32, way) < 1200

@@ -76,7 +76,7 @@ class Rates:
     once, in the precision itself, the ways named in ``slice_ways``), ``packed`` (with the right operand packed, as
     ``packed_ways`` say; empty where that is not to be had), ``bandwidth`` (bytes a second read and written by encode
     and decode), ``sums`` (multiply-adds a second in them), ``call`` (seconds that any step takes at least), ``row``
-    (products of one entry of a slice that are added up in a row, by the one of ``slice_ways`` that begins anew least).
+    (products of one entry of a slice that are added up in a row, by the way that begins anew least).
     """
 
     dense: Curve
@@ -259,15 +259,17 @@ def measure(device: str, dtype: str) -> Rates:
         way, seconds = comparison.fastest()
         found[comparison.name].append((float(comparison.size), comparison.flops / seconds))
         found[NAMES[comparison.name]].append(way)
-    row = max(in_a_row(kind, way) for way in set(found["slice_ways"])) if place.type == "cpu" else math.inf
+    made = {"torch", *found["slice_ways"], *found["packed_ways"]}  # torch makes small slices
+    row = max(in_a_row(kind, way) for way in made) if place.type == "cpu" else math.inf
     return Rates(**{key: tuple(x) for key, x in found.items()}, bandwidth=bandwidth, sums=sums, call=call, row=row)
 
 
 def in_a_row(kind: torch.dtype, way: str) -> float:
-    """How many products of one entry a way of ``dense.batched`` adds up before it begins anew; infinite if it does not.
+    """How many products of one entry a way to multiply slices adds up before it begins anew; infinite if it does not.
 
     From the rounding of sums of ``LONG_ROW`` products: a row of L adds (L + 1)/2 squared roundings to it. Operands are
-    integers that are exact in ``kind``, and so is the sum in int64. What has 16 bits is added up in float32.
+    integers that float32, or float64, holds exactly, and so does int64 their sum. What has 16 bits is added up in
+    float32, and taken for that.
     """
     wide = torch.float64 if kind == torch.float64 else torch.float32
     bits = (1 - round(math.log2(torch.finfo(wide).eps))) // 2  # of an entry: products fill what numbers hold
@@ -277,7 +279,9 @@ def in_a_row(kind: torch.dtype, way: str) -> float:
         for sides in ((128, LONG_ROW), (LONG_ROW, 128))
     )
     exact = a @ b
-    gap = dense.batched(a.to(wide)[None], b.to(wide)[None], way=way)[0].to(torch.int64) - exact
+    x, y = a.to(wide)[None], b.to(wide)[None]
+    c = dense.batched(x, y, way=way) if way in dense.slice_ways(wide) else dense.pack(y, way).products(x)
+    gap = c[0].to(torch.int64) - exact
     rounding = score.relative_rounding(dtype_name(wide)[0])
     row = 2 * float(gap.double().norm() / exact.double().norm() / rounding) ** 2 - 1
     return max(1.0, row) if row < 0.8 * LONG_ROW else math.inf
