@@ -58,13 +58,40 @@ def multiply(
     ``encoded`` says which of the two is given encoded, as (r, ..., rows', cols') in ``plan.dtype``; B may be packed,
     see ``pack``. ``levels`` - 1 times more, each of the r products is made by the same plan; the last ones, unless B is
     packed, by that ``way`` of ``dense.batched`` ("panels" not under a limit). Besides the operands and C there are in
-    memory, in buffers that live as long as the call: B encoded, r/(k n) of its size and for panels what fills the last
-    one, and one chunk of encoded rows of A and of products, ``CHUNK`` bytes or the FEWEST rows; with more levels, A
-    encoded and all products at once. With ``limit`` all this keeps below that many bytes, at the price of encoding A
-    several times; raises UsageError where it cannot. C may be given, to be filled.
+    memory, in buffers of which CHUNK bytes at most stay for the next call: B encoded, r/(k n) of its size and for
+    panels what fills the last one, and one chunk of encoded rows of A and of products, ``CHUNK`` bytes or the FEWEST
+    rows; with more levels, A encoded and all products at once. With ``limit`` all this keeps below that many bytes, at
+    the price of encoding A several times; raises UsageError where it cannot. C may be given, to be filled.
     """
     if isinstance(b, panels.Panels) or way == "panels":
         way = "panels" if limit is None else "torch"
+    if scratch is not None:
+        return _multiply(a, b, plan, rows, cols, encoded, levels, limit, out, scratch)
+    idle = _borrowed()
+    if limit is not None:
+        idle.clear()  # all there is, in all, keeps below it
+    scratch = _Scratch(way, idle)
+    try:
+        return _multiply(a, b, plan, rows, cols, encoded, levels, limit, out, scratch)
+    finally:
+        if limit is None:
+            scratch.give_back()
+
+
+def _multiply(
+    a: Tensor,
+    b: Operand,
+    plan: Plan,
+    rows: int,
+    cols: int,
+    encoded: tuple[bool, bool],
+    levels: int,
+    limit: int | None,
+    out: Tensor | None,
+    scratch: _Scratch,
+) -> Tensor:
+    """The same, in buffers that are given."""
+    way = scratch.way
     sizes = _Sizes(a, b, plan, rows, cols, encoded, way == "panels" and _turned(a))
     if out is None:
         out = cpu.empty((*sizes.batch, rows, cols), torch_dtype(plan.out))
@@ -72,7 +99,6 @@ def multiply(
         return out
     if sizes.inner == 0:
         return out.zero_()
-    scratch = scratch or _Scratch(way)
     chunk = CHUNK if limit is None else limit
     if way == "panels":
         chunk -= chunk // 16  # what lies between rows
@@ -209,6 +235,19 @@ def _panels(
                 cpu.decode_into(p, _factor(plan), plan.layout, out[g : g + group], top, left)
 
 
+# Buffers that a call left to the next, CHUNK bytes at most: new memory costs a fault for every page of it, and at 1024
+# square, rank 49, half as much again as all that is done there.
+_idle: list[dict[str, Tensor]] = []
+
+
+def _borrowed() -> dict[str, Tensor]:
+    """What lies idle; nothing where another thread has it."""
+    try:
+        return _idle.pop()
+    except IndexError:
+        return {}
+
+
 class _Scratch:
     """What one call works with: named buffers, asked for again and again, first touched once, and its ``way``."""
 
@@ -222,7 +261,8 @@ class _Scratch:
         name, size = self._prefix + name, math.prod(shape) * dtype.itemsize
         if name not in self._held or self._held[name].numel() < size:
             self._held.pop(name, None)
-            self._held[name] = cpu.empty((size,), torch.uint8)
+            with torch.inference_mode(False):  # others will write on it
+                self._held[name] = cpu.empty((size,), torch.uint8)
         return self._held[name][:size].view(dtype).view(shape)
 
     def apart(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -238,6 +278,17 @@ class _Scratch:
         """Give up the buffers of these names."""
         for name in names:
             self._held.pop(self._prefix + name, None)
+
+    def give_back(self) -> None:
+        """Leave what CHUNK bytes hold, the smallest first, to the next call, unless another has left something."""
+        kept, total = {}, 0
+        for name, buffer in sorted(self._held.items(), key=lambda item: item[1].numel()):
+            total += buffer.numel()
+            if total <= CHUNK and not buffer.requires_grad:
+                kept[name] = buffer
+        self._held = {}
+        if not _idle:
+            _idle.append(kept)
 
     def inner(self) -> _Scratch:
         """The buffers of what is done inside, one set for all repetitions."""
@@ -276,8 +327,10 @@ def _right(
     if scratch.way != "panels" or b.ndim - int(encoded) > 2 or not panels.supports(work):
         return scratch.convert("wide rhs", b if encoded else _window(b, plan, "rhs", size, scratch, 0, left), work)
     shape = (rank, inner, cols)
-    scratch.forget("lhs", "wide lhs", "rows lhs", "products", "kept products")  # of the product before
-    found = panels.Panels(shape, work, scratch("panels", (panels.Panels.size(shape, work),), torch.uint8))
+    taken = panels.Panels.size(shape, work)
+    if taken > CHUNK // 2:  # beside much of B, no room is taken for A and products
+        scratch.forget("lhs", "wide lhs", "rows lhs", "products", "kept products")
+    found = panels.Panels(shape, work, scratch("panels", (taken,), torch.uint8))
     step = max(1, CHUNK // (6 * rank * cols * torch_dtype(plan.dtype).itemsize))  # rows, which the last cache holds
     for top in range(0, inner, step):
         rows = min(step, inner - top)

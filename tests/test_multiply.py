@@ -271,3 +271,42 @@ def test_encoded_operands_in_chunks() -> None:
     left, right = encode_lhs(a, plan), encode_rhs(b, plan)
     for x, y in ((a, right), (left, b), (left, right)):
         assert torch.equal(amm(x, y, workspace=1 << 18), a @ b)
+
+
+def test_buffers_stay_for_the_next_call_and_nothing_of_a_call_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much as a chunk; what was made in inference mode serves outside of it; gradients hang on none of them."""
+    monkeypatch.setattr(multiply, "_idle", [])
+    plan = Plan(STRASSEN, "fp32")
+    a, b = torch.randn(2, 96, 64, generator=torch.Generator().manual_seed(6)).unbind()
+    b = b.T.contiguous()
+    with torch.inference_mode():
+        first = multiply.multiply(a, b, plan, 96, 96)
+    (kept,) = multiply._idle
+    assert kept
+    assert not any(buffer.is_inference() for buffer in kept.values())
+    places = {name: buffer.data_ptr() for name, buffer in kept.items()}
+    with torch.no_grad():
+        again = multiply.multiply(a, b, plan, 96, 96)
+        other = multiply.multiply(2 * a, b, plan, 96, 96)
+    assert {name: buffer.data_ptr() for name, buffer in multiply._idle[0].items()} == places
+    assert torch.equal(first, again)
+    assert torch.equal(other, 2 * first)  # and no result lies in a buffer
+    multiply.multiply(a.clone().requires_grad_(), b, plan, 96, 96)
+    assert not any(buffer.requires_grad for buffer in multiply._idle[0].values())
+    monkeypatch.setattr(multiply, "CHUNK", 1)
+    multiply.multiply(a, b, plan, 96, 96)
+    assert multiply._idle == [{}]
+
+
+def test_a_workspace_is_all_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiply, "_idle", [])
+    plan = Plan(STRASSEN, "fp32")
+    a, b = torch.randn(2, 96, 96, generator=torch.Generator().manual_seed(7)).unbind()
+    multiply.multiply(a, b, plan, 96, 96, limit=1 << 20)
+    assert multiply._idle == []
+    multiply.multiply(a, b, plan, 96, 96)
+    gone = [weakref.ref(buffer) for buffer in multiply._idle[0].values()]
+    assert gone
+    multiply.multiply(a, b, plan, 96, 96, limit=1 << 20)
+    assert multiply._idle == []
+    assert [buffer() for buffer in gone] == [None] * len(gone)
