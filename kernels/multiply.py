@@ -52,6 +52,7 @@ def multiply(
     out: Tensor | None = None,
     scratch: _Scratch | None = None,
     way: str = "torch",
+    chunk: int | None = None,
 ) -> Tensor:
     """A: (..., M, K), B: (..., K, N) -> C: (..., rows = M, cols = N) in ``plan.out``; no gradient.
 
@@ -61,18 +62,19 @@ def multiply(
     memory, in buffers of which CHUNK bytes at most stay for the next call: B encoded, r/(k n) of its size and for
     panels what fills the last one, and one chunk of encoded rows of A and of products, ``CHUNK`` bytes or the FEWEST
     rows; with more levels, A encoded and all products at once. With ``limit`` all this keeps below that many bytes, at
-    the price of encoding A several times; raises UsageError where it cannot. C may be given, to be filled.
+    the price of encoding A several times; raises UsageError where it cannot. C may be given, to be filled, and another
+    ``chunk`` of so many bytes.
     """
     if isinstance(b, panels.Panels) or way == "panels":
         way = "panels" if limit is None else "torch"
     if scratch is not None:
-        return _multiply(a, b, plan, rows, cols, encoded, levels, limit, out, scratch)
+        return _multiply(a, b, plan, rows, cols, encoded, levels, limit, out, scratch, chunk or CHUNK)
     idle = _borrowed()
     if limit is not None:
         idle.clear()  # all there is, in all, keeps below it
     scratch = _Scratch(way, idle)
     try:
-        return _multiply(a, b, plan, rows, cols, encoded, levels, limit, out, scratch)
+        return _multiply(a, b, plan, rows, cols, encoded, levels, limit, out, scratch, chunk or CHUNK)
     finally:
         if limit is None:
             scratch.give_back()
@@ -89,6 +91,7 @@ def _multiply(
     limit: int | None,
     out: Tensor | None,
     scratch: _Scratch,
+    chunk: int,
 ) -> Tensor:
     """The same, in buffers that are given."""
     way = scratch.way
@@ -99,7 +102,7 @@ def _multiply(
         return out
     if sizes.inner == 0:
         return out.zero_()
-    chunk = CHUNK if limit is None else limit
+    chunk = chunk if limit is None else limit
     if way == "panels":
         chunk -= chunk // 16  # what lies between rows
     if not isinstance(b, Tensor) and (levels > 1 or limit is not None):

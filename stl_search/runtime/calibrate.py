@@ -48,10 +48,12 @@ TURN = 0.005
 ROUNDS = 3
 TURNS = 3
 PATIENCE = 0.15
+AGAIN = 8  # runs, if short, by which a way is left out
 # Slices that are multiplied: on the processor as many as a scheme has, since B encoded is beyond the caches there too.
 OF_SLICES = (2, 4, 2)
 SLICES = {"cpu": math.prod(OF_SLICES)}
 SLICES_ELSEWHERE = 4
+USUAL = 48  # slices of a scheme for which the ways are compared
 RUN = 160  # rows of slices that are multiplied at a time: about as many as a chunk of ``multiply`` has of large ones
 # Side of the matrix whose encoding is timed: beyond the caches, and on a GPU beyond what a call takes of the processor.
 ENCODED = {"cpu": 4096, "cuda": 16384}
@@ -65,7 +67,7 @@ OUTDATED = 1.5  # times faster than a file says: the machine was busy when it wa
 SPINNING = 1.05  # how many times faster numpy is to be than others: its library is among them, in torch's threads
 NAMES = {"dense": "ways", "slices": "slice_ways", "packed": "packed_ways"}  # of the curves and what was fastest
 CURVES = tuple(NAMES)
-FORMAT = 12  # of the file; what was written by another is measured anew
+FORMAT = 13  # of the file; what was written by another is measured anew
 
 
 @dataclass(frozen=True)
@@ -296,14 +298,16 @@ class _Comparison:
     def __init__(
         self, name: str, size: int, flops: float, runs: _Runs, place: torch.device, alone: _Runs | None = None
     ) -> None:
-        """``runs`` are called once or twice; those that come nowhere near the fastest are ``hopeless`` and left out.
+        """``runs`` are called once, short ones again; what comes nowhere near the fastest is ``hopeless`` and left out.
 
         Where more than products is run, ``alone`` are the products by themselves.
         """
         self.name, self.size, self.flops, self._place = name, size, flops, place
         self._runs, self._alone = runs, alone
         first = {way: self._once(way) for way in runs}
-        first = {way: seconds if seconds > LONG else self._once(way) for way, seconds in first.items()}
+        for way, seconds in first.items():
+            if seconds <= LONG:  # what was compiled or loaded, or a thread that came late, is no reason to leave it out
+                first[way] = min(self._once(way) for _ in range(max(1, min(AGAIN, int(4 * TURN / seconds)))))
         shortest = min(first.values())
         self.hopeless = set(runs) if shortest > LONGEST else {w for w in runs if first[w] > HOPELESS * shortest}
         left = [way for way in runs if first[way] <= HOPELESS * shortest]
@@ -323,16 +327,18 @@ class _Comparison:
         """Some turns more; none where a call takes very long."""
         for _ in range(self._turns):
             for way, times in self._times.items():
+                if self._alone is not None and len(self._times) > 1:
+                    self._once(way)  # whole products work in buffers that another way, or size, has left otherwise
                 self._taken[way].append(self._once(way, times))
 
     def fastest(self) -> tuple[str, float]:
-        """The way of the least median, and its shortest time.
+        """The way of the least median, or of the shortest time for whole products, and its shortest time.
 
+        New memory is slow at first, and more so for who takes more of it: whole products have several ways to that.
         numpy's, whose threads spin for a while and slow down what comes next, is to gain a little by itself.
         """
-        best = min(
-            self._taken, key=lambda way: statistics.median(self._taken[way]) * (SPINNING if way == "numpy" else 1)
-        )
+        usual = statistics.median if self._alone is None else min
+        best = min(self._taken, key=lambda way: usual(self._taken[way]) * (SPINNING if way == "numpy" else 1))
         if self._alone not in (None, self._runs):
             return best, _seconds(self._alone[best], self._place)
         return best, min(self._taken[best])
@@ -373,12 +379,14 @@ def _comparisons(kind: torch.dtype, place: torch.device) -> list[_Comparison]:
 def _of_slices(kind: torch.dtype, size: int, ways: list[str]) -> _Runs:
     """Whole products by a scheme of sixteen slices of that size, which is the classical one of <2,4,2>.
 
-    How fast a way is hangs on where encoding leaves the slices, and on what it takes to leave them as that way likes.
+    How fast a way is hangs on where encoding leaves the slices, on what it takes to leave them as that way likes, and
+    on how many rows meet a slice of B at a time: as few as if there were ``USUAL`` slices.
     """
     plan = Plan(transform.classical(OF_SLICES), dtype_name(kind)[0])
     (m, k), n = (size * side for side in OF_SLICES[:2]), size * OF_SLICES[2]
     a, b = (torch.randn(*sides, device="cpu").to(kind) for sides in ((m, k), (k, n)))
-    return {way: partial(multiply.multiply, a, b, plan, m, n, way=way) for way in ways}
+    chunk = multiply.CHUNK * plan.scheme.rank // USUAL
+    return {way: partial(multiply.multiply, a, b, plan, m, n, way=way, chunk=chunk) for way in ways}
 
 
 def _in_runs(x: torch.Tensor, y: multiply.Operand, way: str) -> None:
