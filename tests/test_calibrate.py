@@ -100,7 +100,7 @@ def test_curves_and_ways() -> None:
 
 
 def compared(
-    monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]]
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]], alone: dict[str, Any] | None = None
 ) -> tuple[calibrate._Comparison, list[str]]:
     """A comparison of ways that take so long, call by call, the last time over and over; and what was called."""
     called: list[str] = []
@@ -113,7 +113,7 @@ def compared(
     monkeypatch.setattr(calibrate, "_once", once)
     monkeypatch.setattr(calibrate, "SETTLE", 0.0)
     runs: dict[str, Any] = {way: way for way in seconds}
-    return calibrate._Comparison("dense", 64, 1.0, runs, torch.device("cpu")), called
+    return calibrate._Comparison("dense", 64, 1.0, runs, torch.device("cpu"), alone), called
 
 
 def test_ways_are_run_in_turn_and_the_lesser_median_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +123,18 @@ def test_ways_are_run_in_turn_and_the_lesser_median_wins(monkeypatch: pytest.Mon
     assert called[4:] == ["torch", "onednn"] * (len(called) // 2 - 2)  # after two calls of each
     assert comparison.fastest() == ("torch", 0.01)
     assert not comparison.hopeless
+
+
+def test_whole_products_are_run_warm_and_the_shortest_run_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each finds its buffers as its own run before has left them; new memory, slow at first, does not decide."""
+    seconds = {"openblas": [0.011], "panels": [0.02, 0.02, 0.02, 0.01, 0.02]}
+    comparison, called = compared(monkeypatch, seconds, {"openblas": "openblas alone", "panels": "panels alone"})
+    called.clear()
+    seconds["panels alone"] = [0.007]
+    comparison.go_on()
+    comparison.go_on()
+    assert called == ["openblas", "openblas", "panels", "panels"] * (len(called) // 4)
+    assert comparison.fastest() == ("panels", 0.007)
 
 
 @pytest.mark.parametrize(("numpy", "wins"), [(0.0099, False), (0.009, True)])

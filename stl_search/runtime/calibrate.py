@@ -48,7 +48,6 @@ TURN = 0.005
 ROUNDS = 3
 TURNS = 3
 PATIENCE = 0.15
-AGAIN = 8  # runs, if short, by which a way is left out
 # Slices that are multiplied: on the processor as many as a scheme has, since B encoded is beyond the caches there too.
 OF_SLICES = (2, 4, 2)
 SLICES = {"cpu": math.prod(OF_SLICES)}
@@ -298,16 +297,14 @@ class _Comparison:
     def __init__(
         self, name: str, size: int, flops: float, runs: _Runs, place: torch.device, alone: _Runs | None = None
     ) -> None:
-        """``runs`` are called once, short ones again; what comes nowhere near the fastest is ``hopeless`` and left out.
+        """``runs`` are called once or twice; those that come nowhere near the fastest are ``hopeless`` and left out.
 
         Where more than products is run, ``alone`` are the products by themselves.
         """
         self.name, self.size, self.flops, self._place = name, size, flops, place
         self._runs, self._alone = runs, alone
         first = {way: self._once(way) for way in runs}
-        for way, seconds in first.items():
-            if seconds <= LONG:  # what was compiled or loaded, or a thread that came late, is no reason to leave it out
-                first[way] = min(self._once(way) for _ in range(max(1, min(AGAIN, int(4 * TURN / seconds)))))
+        first = {way: seconds if seconds > LONG else self._once(way) for way, seconds in first.items()}
         shortest = min(first.values())
         self.hopeless = set(runs) if shortest > LONGEST else {w for w in runs if first[w] > HOPELESS * shortest}
         left = [way for way in runs if first[way] <= HOPELESS * shortest]
