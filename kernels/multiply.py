@@ -50,7 +50,6 @@ def multiply(
     levels: int = 1,
     limit: int | None = None,
     out: Tensor | None = None,
-    scratch: _Scratch | None = None,
     way: str = "torch",
     chunk: int | None = None,
 ) -> Tensor:
@@ -67,8 +66,6 @@ def multiply(
     """
     if isinstance(b, panels.Panels) or way == "panels":
         way = "panels" if limit is None else "torch"
-    if scratch is not None:
-        return _multiply(a, b, plan, rows, cols, encoded, levels, limit, out, scratch, chunk or CHUNK)
     idle = _borrowed()
     if limit is not None:
         idle.clear()  # all there is, in all, keeps below it
@@ -369,19 +366,12 @@ def _nested(
     b_hat = b if encoded[1] else _window(b, plan, "rhs", (inner, width), scratch)
     a_hat, b_hat = scratch.convert("wide lhs", a_hat, work), scratch.convert("wide rhs", b_hat, work)
     p = scratch("products", (len(a_hat), height, width), work)
+    inside = with_out(plan, plan.compute)
     for q in range(len(p)):
         left, right = a_hat[q], b_hat[q]
-        multiply(
-            left,
-            right,
-            with_out(plan, plan.compute),
-            height,
-            width,
-            levels=levels - 1,
-            out=p[q],
-            scratch=scratch.inner(),
-            way=scratch.way,
-        )
+        _multiply(
+            left, right, inside, height, width, (False, False), levels - 1, None, p[q], scratch.inner(), CHUNK
+        )  # fmt: skip
     kept = scratch.convert("kept products", p, torch_dtype(plan.product))
     cpu.decode_into(kept, _factor(plan), plan.layout, out)
 
