@@ -14,7 +14,7 @@ from stl_search.search.numeric import batch_size
 from stl_search.search.problem import Pool, Problem, ranks_near
 from stl_search.search.strategy import Clock, register
 
-__all__ = ["Deflate", "settled", "shaken"]
+__all__ = ["Deflate", "dropped", "settled", "shaken"]
 
 _Factors = tuple[decompose.Floats, decompose.Floats, decompose.Floats]
 
@@ -42,11 +42,11 @@ class Deflate:
             source = {"drop": target + 1, "add": target - 1}.get(move, target)
             factors = self._pick(problem, pool, source, rng)
             if move in ("drop", "exchange"):
-                factors = self._drop(factors, lam, rng)
+                factors = dropped(factors, lam, rng)
             if move in ("add", "exchange"):
                 factors = self._add(problem, factors, rng)
             if move == "split":
-                factors = self._drop(_split(factors, rng), lam, rng)
+                factors = dropped(_split(factors, rng), lam, rng)
             noise = float(rng.choice([0.05, 0.15, 0.4])) if move == "perturb" else 0.02
             starts.append(shaken(factors, noise, rng))
         batch: decompose.Batch = tuple(np.stack([s[i] for s in starts]) for i in range(3))  # type: ignore[assignment]
@@ -81,15 +81,17 @@ class Deflate:
         u, v, w = (f.reshape(rank, -1) for f in entry.scheme.as_float())  # the pool may hold exact schemes too
         return u, v, w
 
-    def _drop(self, factors: _Factors, lam: float, rng: np.random.Generator) -> _Factors:
-        costs = decompose.drop_costs((factors[0][None], factors[1][None], factors[2][None]), lam)[0]
-        q = int(np.argmin(costs * rng.lognormal(0.0, 0.6, len(costs))))
-        return np.delete(factors[0], q, 0), np.delete(factors[1], q, 0), np.delete(factors[2], q, 0)
-
     def _add(self, problem: Problem, factors: _Factors, rng: np.random.Generator) -> _Factors:
         gap = decompose.residual_tensor(problem.shape, (factors[0][None], factors[1][None], factors[2][None]))[0]
         term = decompose.best_residual_term(gap, rng, starts=1, sweeps=6)
         return np.vstack([factors[0], term[0]]), np.vstack([factors[1], term[1]]), np.vstack([factors[2], term[2]])
+
+
+def dropped(factors: _Factors, lam: float, rng: np.random.Generator) -> _Factors:
+    """All terms but one, mostly one that costs little to leave out."""
+    costs = decompose.drop_costs((factors[0][None], factors[1][None], factors[2][None]), lam)[0]
+    q = int(np.argmin(costs * rng.lognormal(0.0, 0.6, len(costs))))
+    return np.delete(factors[0], q, 0), np.delete(factors[1], q, 0), np.delete(factors[2], q, 0)
 
 
 def shaken(factors: _Factors, noise: float, rng: np.random.Generator) -> _Factors:

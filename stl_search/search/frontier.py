@@ -37,7 +37,18 @@ from stl_search.search.rotation import LARGEST, Rotated
 
 __all__ = ["Frontier", "Row", "frontier"]
 
-STRATEGIES = ("border", "compose", "deflate", "isotropy", "mirror", "numeric", "quiet", "rotation", "symmetric")
+STRATEGIES = (
+    "border",
+    "compose",
+    "deflate",
+    "hopping",
+    "isotropy",
+    "mirror",
+    "numeric",
+    "quiet",
+    "rotation",
+    "symmetric",
+)
 _QUICK = ("compose", "deflate")  # of the first slice of a rank, which is short, so that all ranks are there soon
 GAIN = 1e-3  # relative gain in error^2 below which a find is no improvement
 _SLICE = 60.0  # seconds that a slice should take; its jobs are counted from how long the last ones took

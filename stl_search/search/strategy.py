@@ -37,6 +37,7 @@ _MODULES = (
     "rotation",
     "loosen",
     "quiet",
+    "hopping",
     "batch",
     "cheap",
 )
