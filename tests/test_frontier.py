@@ -183,6 +183,33 @@ def test_a_rank_that_does_not_improve_is_climbed_to_from_below(home: Path, monke
     assert [call for call in searches.calls if call.strategies == ("rotation",)] == climbs
 
 
+def noisy(rank: int, factor: float, gain: float) -> Scheme:
+    """``worth(rank - 2, factor)`` and two terms that cancel: no more error, and much more noise."""
+    core = worth(rank - 2, factor)
+    u, v, w = (np.concatenate([f, f[:1], f[:1]]) for f in core.as_float())
+    w[-2:] = np.array([gain, -gain])[:, None, None] * w[:1]
+    return Scheme((2, 2, 2), "R", u, v, w)
+
+
+def test_a_rank_that_does_not_improve_is_hopped_to_from_what_is_best_elsewhere(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From one scheme after another that is best at another precision, there or beside it, by ``hopping`` alone."""
+    for scheme in (worth(5, 0.2), worth(6, 0.2), worth(8, 0.2)):
+        store.add(scheme, {}, home)
+    here, beside = (store.load(store.add(noisy(rank, 0.9, 3000.0), {}, home, "fp32")) for rank in (5, 6))
+    store.add(noisy(8, 0.9, 3000.0), {}, home, "fp32")  # three ranks away
+    assert all(score.error(s, "fp32") < score.error(worth(s.rank, 0.2), "fp32") for s in (here, beside))
+    assert all(score.error(s, "bf16") > score.error(worth(s.rank, 0.2), "bf16") for s in (here, beside))
+    searches = stand_in(monkeypatch, [0.1])
+    monkeypatch.setattr("stl_search.search.frontier._RELAXED", 0)
+    frontier((2, 2, 2), time=50.0, ranks=[5], workers=1)
+    walks = [call for call in searches.calls if call.strategies == ("hopping",)]
+    assert [searches.calls.index(call) for call in walks] == [2, 4, 6, 8]
+    assert [[s.id for s in call.given] for call in walks] == [[beside.id], [here.id]] * 2
+    assert all(call.steps >= 4 for call in walks)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

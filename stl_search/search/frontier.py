@@ -27,6 +27,7 @@ from stl_search.search.border import invariant_form
 from stl_search.search.bounds import reached_rank
 from stl_search.search.compositions import Mark, check_work, front, parts_for
 from stl_search.search.descent import Descent, serves
+from stl_search.search.hopping import Hopping
 from stl_search.search.journal import Journal
 from stl_search.search.loosen import Loosen
 from stl_search.search.numeric import variables
@@ -53,7 +54,8 @@ _QUICK = ("compose", "deflate")  # of the first slice of a rank, which is short,
 GAIN = 1e-3  # relative gain in error^2 below which a find is no improvement
 _SLICE = 60.0  # seconds that a slice should take; its jobs are counted from how long the last ones took
 _FEWEST = 12  # jobs of a slice, at least
-_WAYS = 4  # jobs of a slice of descents, at least: each goes all the way down; of climbs too
+_KINDS = ("descents", "climbs", "hops")  # of slices that begin apart from what is held for this rank
+_WAYS = 4  # jobs of a slice of these, at least
 _FIRST = 2  # of the first one of a rank
 _JOBS = 200  # of a slice, at most
 _RELAXED = 1300  # unknowns up to which following a scheme to another precision takes seconds
@@ -258,12 +260,15 @@ class _Search:
         """(kind, strategies, schemes to begin from) of a slice.
 
         Where a rank does not improve by the usual ones, descents from an exact scheme take their turn, and climbs from
-        schemes of fewer products: these have other terms to grow than what a shake leaves of the best scheme.
+        schemes of fewer products: these have other terms to grow than what a shake leaves of the best scheme. So do
+        walks from one scheme alone that is best at another precision, there or at a rank beside it.
         """
         if row.slices and row.failed % 2 == 1 and serves(self.state.shape, row.rank, bool(self._exact())):
             return "descents", (Descent.name,), self._exact()
         if row.slices and row.failed % 4 == 2 and (below := self._below(row)):
             return "climbs", (Rotated.name,), below
+        if row.failed and row.failed % 2 == 0 and (others := self._others(row)):
+            return "hops", (Hopping.name,), [others[row.slices // 2 % len(others)]]
         strategies = STRATEGIES if row.slices else _QUICK
         return "", (*strategies, *(["batch"] if self.device != "cpu" else [])), self._parents(row)
 
@@ -336,6 +341,17 @@ class _Search:
             found += [s for s in schemes if invariant_form(s) is not None][:1]
         return found
 
+    def _others(self, row: Row) -> list[Scheme]:
+        """The schemes that are best at another precision, and not at this one, at that rank and those beside it."""
+        mine = {entry.id for entry in self.held.values()}
+        found: dict[tuple[str, int], store.Entry] = {}
+        for dtype in score.DTYPES:
+            for point in store.frontier(self.state.shape, dtype, self.folders):
+                if abs(point.rank - row.rank) <= 1 and point.entry.E and point.entry.id not in mine:
+                    found.setdefault((point.entry.id, point.rank), point.entry)
+        ordered = sorted(found.items(), key=lambda item: (abs(item[0][1] - row.rank), item[0]))
+        return [store.scheme_of(entry, self.state.shape) for _, entry in ordered]
+
     def _parents(self, row: Row) -> list[Scheme]:
         """What a slice begins from: the parts of a better composition; or neighbours and near parts; or nothing."""
         composed = self.composed[min(row.rank, len(self.composed) - 1)]
@@ -380,7 +396,7 @@ class _Search:
         row.slices += not relaxed
         row.seconds += line["seconds"]
         if line.get("jobs"):
-            kind = next((kind for kind in ("descents", "climbs") if line.get(kind)), "")
+            kind = next((kind for kind in _KINDS if line.get(kind)), "")
             self.pace[kind, row.rank] = max(0.02, line["seconds"] / line["jobs"])
         if "id" not in line:
             row.failed += not relaxed
