@@ -265,10 +265,13 @@ class _Search:
         """
         if row.slices and row.failed % 2 == 1 and serves(self.state.shape, row.rank, bool(self._exact())):
             return "descents", (Descent.name,), self._exact()
-        if row.slices and row.failed % 4 == 2 and (below := self._below(row)):
-            return "climbs", (Rotated.name,), below
-        if row.failed and row.failed % 2 == 0 and (others := self._others(row)):
-            return "hops", (Hopping.name,), [others[row.slices // 2 % len(others)]]
+        if row.failed and row.failed % 2 == 0:
+            below = self._below(row)
+            if below and row.failed % 4 == 2:
+                return "climbs", (Rotated.name,), below
+            due = row.failed % 8 == 4 if below else row.failed % 4 == 2
+            if due and (others := self._others(row)):
+                return "hops", (Hopping.name,), [others[row.slices // (8 if below else 4) % len(others)]]
         strategies = STRATEGIES if row.slices else _QUICK
         return "", (*strategies, *(["batch"] if self.device != "cpu" else [])), self._parents(row)
 
