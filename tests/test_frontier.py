@@ -205,10 +205,8 @@ def test_a_rank_that_does_not_improve_is_hopped_to_from_what_is_best_elsewhere(
     monkeypatch.setattr("stl_search.search.frontier._RELAXED", 0)
     frontier((2, 2, 2), time=50.0, ranks=[5], workers=1)
     walks = [call for call in searches.calls if call.strategies == ("hopping",)]
-    assert [searches.calls.index(call) for call in walks] == [
-        2,
-        6,
-    ]  # between them the usual ones, from what is held and from nothing
+    # between them the usual strategies, from what is held and from nothing
+    assert [searches.calls.index(call) for call in walks] == [2, 6]
     assert [[s.id for s in call.given] for call in walks] == [[here.id], [beside.id]]
     assert all(call.steps >= 4 for call in walks)
 

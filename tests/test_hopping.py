@@ -85,7 +85,7 @@ def test_it_ends_early_where_it_is_told_that_it_may() -> None:
     whole = fitted(shape, drawn(shape, rank), LAM, 5000)
     early = fitted(shape, drawn(shape, rank), LAM, 5000, least=0.1)
     hopeless = fitted(shape, drawn(shape, rank), LAM, 5000, limit=whole / 2)
-    assert whole < early < hopeless + 1
+    assert whole < early <= hopeless
     assert fitted(shape, drawn(shape, rank), LAM, 5000, limit=2 * hopeless) == whole  # never out of reach
     assert fitted(shape, drawn(shape, rank), LAM, 200, limit=0.0) == fitted(shape, drawn(shape, rank), LAM, 200)
 
@@ -121,7 +121,6 @@ def test_a_walk_goes_far_below_its_start_and_leaves_that_alone() -> None:
     assert all((f == g).all() for f, g in zip(start, before, strict=True))
     assert value == pytest.approx(value_of(shape, met, LAM) / 27, abs=1e-9)
     assert value < alone - 0.003
-    assert value > 0.5817  # the least that anything ever met
     stopped = Clock(0.0)
     met, value = walked(shape, start, LAM, 10**9, 1e-3, np.random.default_rng(3), stopped)
     assert stopped.cut
@@ -135,11 +134,14 @@ def test_it_begins_at_the_rank_beside_it_or_from_nothing() -> None:
         pool = Pool(problem)
         scheme = STRASSEN if given == 7 else Scheme(shape, "R", *(f[:given] for f in STRASSEN.as_float()))
         pool.add(Entry(cost(problem, scheme), scheme.id, scheme))
+        yielded = 0
         for seed in range(6):
             for found in Hopping().run(problem, pool, np.random.default_rng(seed), Clock(None)):
                 assert found.shape == shape
                 assert found.rank == 6
                 assert cost(problem, found) == pytest.approx(0.12504, abs=2e-5)  # one product left out of Strassen's
+                yielded += 1
+        assert yielded >= 5
 
 
 def test_what_it_serves() -> None:

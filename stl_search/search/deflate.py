@@ -14,7 +14,7 @@ from stl_search.search.numeric import batch_size
 from stl_search.search.problem import Pool, Problem, ranks_near
 from stl_search.search.strategy import Clock, register
 
-__all__ = ["Deflate", "dropped", "settled", "shaken"]
+__all__ = ["Deflate", "dropped", "picked", "settled", "shaken"]
 
 _Factors = tuple[decompose.Floats, decompose.Floats, decompose.Floats]
 
@@ -40,7 +40,7 @@ class Deflate:
         size = batch_size(target)
         for _ in range(size):
             source = {"drop": target + 1, "add": target - 1}.get(move, target)
-            factors = self._pick(problem, pool, source, rng)
+            factors = picked(problem, pool, source, rng)
             if move in ("drop", "exchange"):
                 factors = dropped(factors, lam, rng)
             if move in ("add", "exchange"):
@@ -75,16 +75,18 @@ class Deflate:
         pick = choices[int(rng.choice(len(choices), p=weights / weights.sum()))]
         return pick[0], pick[1]
 
-    def _pick(self, problem: Problem, pool: Pool, rank: int, rng: np.random.Generator) -> _Factors:
-        cell = pool.cell(problem.shape, rank)
-        entry = cell[min(len(cell), int(rng.geometric(0.35))) - 1]
-        u, v, w = (f.reshape(rank, -1) for f in entry.scheme.as_float())  # the pool may hold exact schemes too
-        return u, v, w
-
     def _add(self, problem: Problem, factors: _Factors, rng: np.random.Generator) -> _Factors:
         gap = decompose.residual_tensor(problem.shape, (factors[0][None], factors[1][None], factors[2][None]))[0]
         term = decompose.best_residual_term(gap, rng, starts=1, sweeps=6)
         return np.vstack([factors[0], term[0]]), np.vstack([factors[1], term[1]]), np.vstack([factors[2], term[2]])
+
+
+def picked(problem: Problem, pool: Pool, rank: int, rng: np.random.Generator) -> _Factors:
+    """(u, v, w), each (rank, ..), of a scheme of the pool, the likelier the better it is."""
+    cell = pool.cell(problem.shape, rank)
+    entry = cell[min(len(cell), int(rng.geometric(0.35))) - 1]
+    u, v, w = (f.reshape(rank, -1) for f in entry.scheme.as_float())  # the pool may hold exact schemes too
+    return u, v, w
 
 
 def dropped(factors: _Factors, lam: float, rng: np.random.Generator) -> _Factors:

@@ -320,9 +320,7 @@ class _Search:
         square = len(set(self.state.shape)) == 1
         if unknowns > (3 * LARGEST if square else _RELAXED):
             return "", []
-        best = {dtype: store.frontier(self.state.shape, dtype, self.folders) for dtype in score.DTYPES}
-        found = {p.entry.id: p.entry for points in best.values() for p in points if p.rank == row.rank}
-        schemes = [store.scheme_of(entry, self.state.shape) for entry in found.values() if entry.E]
+        schemes = [store.scheme_of(entry, self.state.shape) for entry in self._anywhere((row.rank,)) if entry.E]
         if unknowns <= _RELAXED:
             return Relax.name, schemes
         return Loosen.name, [scheme for scheme in schemes if invariant_form(scheme) is not None]
@@ -347,13 +345,15 @@ class _Search:
     def _others(self, row: Row) -> list[Scheme]:
         """The schemes that are best at another precision, and not at this one, at that rank and those beside it."""
         mine = {entry.id for entry in self.held.values()}
-        found: dict[tuple[str, int], store.Entry] = {}
-        for dtype in score.DTYPES:
-            for point in store.frontier(self.state.shape, dtype, self.folders):
-                if abs(point.rank - row.rank) <= 1 and point.entry.E and point.entry.id not in mine:
-                    found.setdefault((point.entry.id, point.rank), point.entry)
-        ordered = sorted(found.items(), key=lambda item: (abs(item[0][1] - row.rank), item[0]))
-        return [store.scheme_of(entry, self.state.shape) for _, entry in ordered]
+        ranks = (row.rank, row.rank - 1, row.rank + 1)
+        found = [entry for entry in self._anywhere(ranks) if entry.E and entry.id not in mine]
+        found.sort(key=lambda entry: (ranks.index(entry.rank), entry.id))
+        return [store.scheme_of(entry, self.state.shape) for entry in found]
+
+    def _anywhere(self, ranks: Sequence[int]) -> list[store.Entry]:
+        """The entries of these ranks that are best at some precision."""
+        best = {dtype: store.frontier(self.state.shape, dtype, self.folders) for dtype in score.DTYPES}
+        return list({p.entry.id: p.entry for points in best.values() for p in points if p.rank in ranks}.values())
 
     def _parents(self, row: Row) -> list[Scheme]:
         """What a slice begins from: the parts of a better composition; or neighbours and near parts; or nothing."""

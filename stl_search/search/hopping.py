@@ -3,7 +3,7 @@
 A hop puts one to four random terms in the place of others, or shakes all, fits afresh under a weight of the noise gain
 that falls to the asked one, and is kept if the error is then below what it was plus a random allowance. The walk is
 basin hopping (Wales and Doye, "Global optimization by basin-hopping", J. Phys. Chem. A 101, 1997) with exponential
-allowances, which is Metropolis's rule. Fits are compiled and cheap, some 5 to 30 ms, and need not be good: a walk makes
+allowances, which is Metropolis's rule. Fits are compiled and cheap, some 1 to 30 ms, and need not be good: a walk makes
 hundreds, and what it meets at best is fitted to its last digits.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from stl_search import decompose
 from stl_search.decompose import Floats
 from stl_search.scheme import Scheme, Shape
-from stl_search.search.deflate import dropped
+from stl_search.search.deflate import dropped, picked
 from stl_search.search.numeric import variables
 from stl_search.search.problem import Pool, Problem
 from stl_search.search.strategy import Clock, register
@@ -68,9 +68,7 @@ class Hopping:
         if source == 0:
             batch = decompose.random_batch(problem.shape, rank, 1, rng, _SIZE)
             return _inward((batch[0][0], batch[1][0], batch[2][0]))
-        cell = pool.cell(problem.shape, source)
-        entry = cell[min(len(cell), int(rng.geometric(0.35))) - 1]
-        u, v, w = (f.reshape(source, -1) for f in entry.scheme.as_float())
+        u, v, w = picked(problem, pool, source, rng)
         if source > rank:
             u, v, w = dropped((u, v, w), problem.lam, rng)
         elif source < rank:
@@ -143,7 +141,7 @@ def walked(
                 best, least = place, here
         if idle >= _TURNS:
             place, here, idle = best, least, 0
-    return _copy(best), least / volume
+    return best, least / volume
 
 
 def _copy(factors: _Factors) -> _Factors:
