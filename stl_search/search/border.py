@@ -21,7 +21,7 @@ from stl_search.scheme import Scheme, Shape, matmul_tensor
 from stl_search.search.deflate import shaken
 from stl_search.search.invariant import expanded, recognised
 from stl_search.search.numeric import variables
-from stl_search.search.problem import Entry, Pool, Problem, cost
+from stl_search.search.problem import Entry, Pool, Problem, cost, drawn
 from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import action
 
@@ -306,7 +306,7 @@ class Border:
         weights = np.array([3.0 if r == rank else 1.0 for r in held])
         source = held[int(rng.choice(len(held), p=weights / weights.sum()))]
         cell = pool.cell(shape, source)
-        entry = cell[min(len(cell), int(rng.geometric(0.35))) - 1]
+        entry = drawn(cell, rng)
         u, v, w = (f.reshape(source, -1) for f in entry.scheme.as_float())
         balanced = decompose.balance((u[None], v[None], w[None]))
         factors: Factors = (balanced[0][0], balanced[1][0], balanced[2][0])
@@ -353,7 +353,7 @@ class Border:
         if rng.random() < 0.6:
             forms = [form for e in known if (form := invariant_form(e.scheme)) is not None and form[0].fixed < rank]
             if forms:
-                frame, x = forms[min(len(forms), int(rng.geometric(0.35))) - 1]
+                frame, x = drawn(forms, rng)
                 if frame.rank != rank:
                     frame, x = self._changed(frame, x, rank, rng)
                 return frame, x, frame.measure(x, problem.lam) if frame.rank == rank else np.inf

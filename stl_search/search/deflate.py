@@ -11,7 +11,7 @@ from stl_search import decompose
 from stl_search.scheme import Scheme
 from stl_search.search import compose
 from stl_search.search.numeric import batch_size
-from stl_search.search.problem import Pool, Problem, ranks_near
+from stl_search.search.problem import Pool, Problem, drawn, ranks_near
 from stl_search.search.strategy import Clock, register
 
 __all__ = ["Deflate", "dropped", "picked", "settled", "shaken"]
@@ -83,8 +83,7 @@ class Deflate:
 
 def picked(problem: Problem, pool: Pool, rank: int, rng: np.random.Generator) -> _Factors:
     """(u, v, w), each (rank, ..), of a scheme of the pool, the likelier the better it is."""
-    cell = pool.cell(problem.shape, rank)
-    entry = cell[min(len(cell), int(rng.geometric(0.35))) - 1]
+    entry = drawn(pool.cell(problem.shape, rank), rng)
     u, v, w = (f.reshape(rank, -1) for f in entry.scheme.as_float())  # the pool may hold exact schemes too
     return u, v, w
 

@@ -19,7 +19,7 @@ from stl_search.search.deflate import shaken as shaken_factors
 from stl_search.search.invariant import Orbits, added, drop_costs, expanded, recognised, shaken
 from stl_search.search.numeric import variables
 from stl_search.search.orbit import choose_orbits
-from stl_search.search.problem import Pool, Problem, cost
+from stl_search.search.problem import Pool, Problem, cost, drawn
 from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import Action, action, span
 from stl_search.transform import permute_to
@@ -139,7 +139,7 @@ def _first(problem: Problem, group: Action, pool: Pool, rng: np.random.Generator
         known = (e.scheme for e in pool.cell(problem.shape, problem.rank))
         forms = [form for s in known if (form := recognised(group, permute_to(s, group.shape))) is not None]
         if forms:
-            here = forms[min(len(forms), int(rng.geometric(0.35))) - 1]
+            here = drawn(forms, rng)
             return changed(group, here, problem.rank, problem.lam, rng)
     kinds = choose_orbits(group, problem.rank, rng)
     if kinds is None:

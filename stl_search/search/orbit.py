@@ -19,7 +19,7 @@ from stl_search.search.constructions import simplex
 from stl_search.search.deflate import settled
 from stl_search.search.invariant import Orbits, added, drop_costs, expanded, frame, recognised, shaken
 from stl_search.search.numeric import batch_size, discrete, variables
-from stl_search.search.problem import Pool, Problem, cost, ranks_near
+from stl_search.search.problem import Pool, Problem, cost, drawn, ranks_near
 from stl_search.search.representatives import Representatives
 from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import Action, OrbitType, action, form, orbit_types
@@ -240,7 +240,7 @@ def walked(problem: Problem, group: Action, pool: Pool, rng: np.random.Generator
         return None
     source, target = options[int(rng.choice(len(options), p=np.array(weights) / np.sum(weights)))]
     cell = pool.cell(shape, source)
-    whole = recognised(group, cell[min(len(cell), int(rng.geometric(0.35))) - 1].scheme)
+    whole = recognised(group, drawn(cell, rng).scheme)
     if whole is None:
         return None
     more = int(rng.geometric(0.5)) - 1  # orbits left out beyond what must be

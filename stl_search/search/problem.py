@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,9 @@ from stl_search import rings, score
 from stl_search.errors import UsageError
 from stl_search.scheme import Scheme, Shape, parse_shape
 
-__all__ = ["DEVICES", "Entry", "Pool", "Problem", "check_series", "cost", "density", "ranks_near"]
+__all__ = ["DEVICES", "Entry", "Pool", "Problem", "check_series", "cost", "density", "drawn", "ranks_near"]
 
+_Item = TypeVar("_Item")
 STARTS = ("none", "shipped", "catalog")
 DEVICES = ("auto", "cpu", "cuda")
 COEFFICIENTS = ("any", "sparse", "grid", "sparse+w", "grid+w")
@@ -130,6 +131,15 @@ def density(factors: Sequence[npt.NDArray[Any]]) -> float:
     0.25
     """
     return sum(int(np.count_nonzero(f)) for f in factors) / max(1, sum(f.size for f in factors))
+
+
+def drawn(ordered: Sequence[_Item], rng: np.random.Generator) -> _Item:
+    """One of a sequence that has the best first: the first with probability .35, each next one of what is left.
+
+    >>> drawn([3.5], np.random.default_rng(0))
+    3.5
+    """
+    return ordered[min(len(ordered), int(rng.geometric(0.35))) - 1]
 
 
 def ranks_near(problem: Problem) -> range:

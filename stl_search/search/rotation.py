@@ -18,7 +18,7 @@ from stl_search.scheme import Scheme
 from stl_search.search.border import Rotation, fading, invariant_form, settled
 from stl_search.search.deflate import shaken
 from stl_search.search.numeric import variables
-from stl_search.search.problem import Pool, Problem
+from stl_search.search.problem import Pool, Problem, drawn
 from stl_search.search.strategy import Clock, register
 
 __all__ = ["LARGEST", "Rotated", "Triangle", "changed", "known", "solved"]
@@ -118,7 +118,7 @@ class Rotated:
         known: list[_State], rank: int, free: float, count: int, rng: np.random.Generator, clock: Clock
     ) -> _State:
         """Links of a chain, each a change of the best scheme so far, from one of those that are known."""
-        frame, x = known[min(len(known), int(rng.geometric(0.35))) - 1]
+        frame, x = drawn(known, rng)
         value = np.inf
         if frame.rank == rank:
             x, value = solved(frame, x, free, _STEPS, 0.0, 1e-3, clock, tolerance=1e-5)

@@ -23,7 +23,7 @@ from stl_search.search.invariant import Orbits, recognised
 from stl_search.search.mirror import changed, turned
 from stl_search.search.numeric import variables
 from stl_search.search.orbit import choose_orbits
-from stl_search.search.problem import Pool, Problem
+from stl_search.search.problem import Pool, Problem, drawn
 from stl_search.search.representatives import Representatives
 from stl_search.search.strategy import Clock, register
 from stl_search.search.symmetry import Action, action
@@ -183,7 +183,7 @@ def _known(problem: Problem, group: Action, pool: Pool, rng: np.random.Generator
             forms.append(form)
         if len(forms) == 6:
             break
-    return forms[min(len(forms), int(rng.geometric(0.35))) - 1] if forms else None
+    return drawn(forms, rng) if forms else None
 
 
 register(Symmetric())
