@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numba import types
 
-from stl_search.kernels.strips import KEPT, WIDTH_BYTES, pieces, worker
+from stl_search.kernels.strips import KEPT, VECTORS, pieces, worker
 from stl_search.kernels.threads import together
-from stl_search.kernels.vectors import LINE
+from stl_search.kernels.vectors import BYTES, LINE
 
 __all__ = ["decode", "decode_into", "empty", "encode", "encode_into", "supports"]
 
@@ -30,6 +30,7 @@ GRAIN = 1 << 15  # entries below which a second thread is not worth its wake-up
 MANY = 1024  # matrices of a batch, up to which what is known of it is kept
 PARTS = 4  # for each thread, so that none waits long for one that began late
 LARGE = 1 << 22  # bytes of an array from which on pages of 2 MB are asked for
+TURN = 1.5  # vectors of a strip that take as long as what each strip takes beside
 STEP = 4  # what is kept in registers is a multiple of it, so that few forms are compiled
 
 # How the compiled code names the number formats.
@@ -204,15 +205,18 @@ def _run(
     if total == 0 or width == 0:
         return
     terms = _Terms(coefficients, by_output)
+    lanes = BYTES // coefficients.itemsize
+    vectors = _vectors(width, lanes)
+    strip, wide = vectors * lanes, vectors * BYTES
     functions = pieces(
-        source.kind, target.kind, _KINDS[coefficients.dtype], source.apart, target.apart, terms.inputs, terms.outputs
-    )
+        source.kind, target.kind, _KINDS[coefficients.dtype], vectors,
+        source.apart, target.apart, terms.inputs, terms.outputs,
+    )  # fmt: skip
     inputs, outputs = source.places.shape[1], target.places.shape[1]
     entries = total * width * max(inputs, outputs)
     threads = max(1, min(torch.get_num_threads(), total, entries // GRAIN))
-    strip = WIDTH_BYTES // coefficients.itemsize
     results = max(outputs, terms.outputs)
-    gathered, row = max(inputs, terms.inputs) * WIDTH_BYTES, strip * target.size
+    gathered, row = max(inputs, terms.inputs) * wide, strip * target.size
     apart = -(-(gathered + row * results) // LINE) * LINE
     memory = np.empty(LINE + threads * apart, np.uint8)  # each thread's inputs and results of a strip
     if terms.inputs > inputs:  # those that are not there count as zeros
@@ -223,11 +227,22 @@ def _run(
     job = array(
         "q",
         (
-            0, 0, parts, threads, total, height, width, strip, *functions.addresses, own, apart, gathered, row, results,
-            *terms.words(), start, *source.words, goal, *target.words,
+            0, 0, parts, threads, total, height, width, strip, wide, *functions.addresses, own, apart, gathered, row,
+            results, *terms.words(), start, *source.words, goal, *target.words,
         ),
     )  # fmt: skip
     together(worker(), job.buffer_info()[0], threads)
+
+
+@functools.cache
+def _vectors(width: int, lanes: int) -> int:
+    """Of a strip, where rows of ``width`` entries are soonest done; strips overlap where they do not go into a row.
+
+    >>> [_vectors(width, 16) for width in (8, 64, 96, 128, 150, 4096)]
+    [1, 4, 6, 8, 5, 8]
+    """
+    fitting = range(1, min(VECTORS, max(1, width // lanes)) + 1)
+    return min(fitting, key=lambda v: (math.ceil(width / (v * lanes)) * (v + TURN), -v))
 
 
 _NONE = np.zeros(0, np.int64)

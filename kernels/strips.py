@@ -43,18 +43,18 @@ from stl_search.kernels.vectors import (
     zero,
 )
 
-__all__ = ["HEAD", "KEPT", "SIDE", "WIDTH_BYTES", "Pieces", "combine_rows", "pieces", "worker"]
+__all__ = ["HEAD", "KEPT", "SIDE", "VECTORS", "Pieces", "combine_rows", "pieces", "worker"]
 
-VECTORS = 8  # of a strip
-WIDTH_BYTES = VECTORS * BYTES  # of a strip of sums
+VECTORS = 8  # of a strip, at most
 KEPT = 16 if WIDE else 8  # inputs or sums, a vector of each, that are kept in registers together
 ADDRESS = 8  # bytes of one
 # A job in memory, 64-bit words, HEAD of them: the next thread's number, the next part's, how many parts for each thread
-# and for how many threads; rows in all, height, width, strip; five functions; the memory of all threads, the bytes of
-# one's, where in it ``made`` begins, from one to the next of ``made_bases``, and how many those are; addresses and
-# lengths of starts and of indices; factors, table and its length. Then SIDE for what is read and SIDE for what is
-# written: where it begins, addresses and lengths of places and of batch, step, entry, stride, apart.
-HEAD, SIDE = 25, 9
+# and for how many threads; rows in all, height, width, entries of a strip, bytes of one of sums; five functions; the
+# memory of all threads, the bytes of one's, where in it ``made`` begins, from one to the next of ``made_bases``, and
+# how many those are; addresses and lengths of starts and of indices; factors, table and its length. Then SIDE for what
+# is read and SIDE for what is written: where it begins, addresses and lengths of places and of batch, step, entry,
+# stride, apart.
+HEAD, SIDE = 26, 9
 CHAINS = 4  # sums of one output that are made side by side, since an addition waits for the one before
 
 
@@ -69,28 +69,28 @@ class Pieces(NamedTuple):
 
 
 @functools.cache
-def pieces(source, target, sums, in_apart, out_apart, inputs, outputs) -> Pieces:
-    """Those of numba's types of the numbers in memory and of the sums.
+def pieces(source, target, sums, vectors, in_apart, out_apart, inputs, outputs) -> Pieces:
+    """Those of numba's types of the numbers in memory and of the sums, for strips of so many ``vectors`` of sums.
 
     ``in_apart`` and ``out_apart`` say how many pieces lie between each other, entry by entry; ``inputs`` or
     ``outputs``, where not 0, how many of them are kept in registers.
     """
     held = (
-        _gatherer(source, sums, in_apart),
+        _gatherer(source, sums, vectors, in_apart),
         _end_gatherer(source, sums),
-        _dense_adder(sums, target, inputs, outputs) if inputs + outputs else _adder(sums, target),
-        _scatterer(sums, target, out_apart),
+        _dense_adder(sums, target, vectors, inputs, outputs) if inputs + outputs else _adder(sums, target, vectors),
+        _scatterer(sums, target, vectors, out_apart),
         _end_scatterer(target),
     )
     return Pieces(tuple(function.address for function in held), held)
 
 
 @functools.cache
-def _gatherer(source, sums, count):
+def _gatherer(source, sums, vectors, count):
     def gather(offset, place, bases, inputs, ahead):
         p = 0
         while p < inputs:
-            _gather(offset, place, bases[p], p, ahead, count)
+            _gather(offset, place, bases[p], p, ahead, vectors, count)
             p += count
 
     pointers = (types.CPointer(kind) for kind in (source, sums, types.int64))
@@ -109,11 +109,11 @@ def _end_gatherer(source, sums):
 
 
 @functools.cache
-def _adder(sums, target):
+def _adder(sums, target, vectors):
     def add(gathered, indices, factors, offset, bases, starts, results):
         q = 0
         while q < results:
-            _strip(gathered, indices, factors, offset, bases[q], starts[q], starts[q + 1])
+            _strip(gathered, indices, factors, offset, bases[q], starts[q], starts[q + 1], vectors)
             q += 1
 
     pointers = (types.CPointer(kind) for kind in (sums, types.int64, sums, target, types.int64, types.int64))
@@ -121,21 +121,21 @@ def _adder(sums, target):
 
 
 @functools.cache
-def _dense_adder(sums, target, inputs, outputs):
+def _dense_adder(sums, target, vectors, inputs, outputs):
     def add_all(gathered, table, made, length):
-        _dense(gathered, table, made, length, inputs, outputs)
+        _dense(gathered, table, made, length, vectors, inputs, outputs)
 
     return compiled_piece(add_all, *(types.CPointer(kind) for kind in (sums, sums, target)), types.int64)
 
 
 @functools.cache
-def _scatterer(sums, target, count):
+def _scatterer(sums, target, vectors, count):
     lanes = BYTES * 8 // sums.bitwidth
 
     def scatter(made, offset, bases, results):
         q = 0
         while q < results:
-            _scatter(made, offset, bases[q], q, lanes, count)
+            _scatter(made, offset, bases[q], q, lanes, vectors, count)
             q += count
 
     return compiled_piece(scatter, *(types.CPointer(kind) for kind in (target, target, types.int64)), types.int64)
@@ -150,12 +150,14 @@ def _end_scatterer(target):
     return compiled_piece(scatter_ends, *[types.CPointer(target)] * 2, *[types.int64] * 2)
 
 
-@intrinsic
-def _strip(context, gathered, indices, factors, offset, base, start, stop):
+@intrinsic(prefer_literal=True)
+def _strip(context, gathered, indices, factors, offset, base, start, stop, vectors):
     """Store at offset + base the sum of factors[t] * gathered[indices[t]], start <= t < stop, a strip.
 
     ``gathered`` (P, strip) and ``factors`` are in the type of the sums; that of ``offset`` is the format in memory.
     """
+
+    held = vectors.literal_value
 
     def build(context, builder, signature, args):
         wide = wide_of(factors)
@@ -165,40 +167,40 @@ def _strip(context, gathered, indices, factors, offset, base, start, stop):
         def term(t, sums):
             factor = spread(builder, wide, args[2], t)
             index = builder.load(builder.gep(args[1], [t]))
-            address = builder.add(first, builder.mul(index, word(WIDTH_BYTES)))
-            strips = [load(builder, gathered.dtype, wide, address, v) for v in range(VECTORS)]
+            address = builder.add(first, builder.mul(index, word(held * BYTES)))
+            strips = [load(builder, gathered.dtype, wide, address, v) for v in range(held)]
             return [multiply_add(builder, s, factor, x) for s, x in zip(sums, strips, strict=True)]
 
-        for v, total in enumerate(loop(builder, args[5], args[6], [zero(wide)] * VECTORS, term)):
+        for v, total in enumerate(loop(builder, args[5], args[6], [zero(wide)] * held, term)):
             store(builder, offset.dtype, wide, total, place, v)
         return context.get_dummy_value()
 
-    return types.void(gathered, indices, factors, offset, base, start, stop), build
+    return types.void(gathered, indices, factors, offset, base, start, stop, vectors), build
 
 
 @intrinsic(prefer_literal=True)
-def _dense(context, gathered, table, made, length, inputs, outputs):
+def _dense(context, gathered, table, made, length, vectors, inputs, outputs):
     """made[q] = the strip sum_p matrix[q, p] * gathered[p] for all q, a vector's width of one side kept in registers.
 
     ``gathered`` (P, strip) is in the type of the sums, ``made`` (Q, strip) in the format in memory. What is kept are
     the inputs or the sums of the outputs, as many as the one says that is not 0; the matrix is given as ``table``,
     (Q, P) when it is the inputs, (P, Q) when it is the outputs, and ``length`` is its first side.
     """
-    inputs_, outputs_ = inputs.literal_value, outputs.literal_value
+    across, inputs_, outputs_ = (x.literal_value for x in (vectors, inputs, outputs))
 
     def build(context, builder, signature, args):
         wide, size = wide_of(table), memory_of(made.dtype, 1)[1]
         source, place = (builder.ptrtoint(args[i], WORD) for i in (0, 2))
         factors, count = args[1], args[3]
         kept = max(inputs_, outputs_)
-        row = wide.count * VECTORS * size
+        row = wide.count * across * size
 
         def entry(first, p):
             return spread(builder, wide, factors, builder.add(builder.mul(first, word(kept)), word(p)))
 
         def column(v, _):
-            start = builder.add(source, builder.mul(v, word(WIDTH_BYTES // VECTORS)))
-            goal = builder.add(place, builder.mul(v, word(row // VECTORS)))
+            start = builder.add(source, builder.mul(v, word(BYTES)))
+            goal = builder.add(place, builder.mul(v, word(row // across)))
 
             def output(q, _):
                 sums = [None] * min(CHAINS, kept)
@@ -210,65 +212,65 @@ def _dense(context, gathered, table, made, length, inputs, outputs):
                 return []
 
             def term(p, sums):
-                x = load(builder, table.dtype, wide, builder.add(start, builder.mul(p, word(WIDTH_BYTES))), 0)
+                x = load(builder, table.dtype, wide, builder.add(start, builder.mul(p, word(across * BYTES))), 0)
                 return [multiply_add(builder, total, entry(p, q), x) for q, total in enumerate(sums)]
 
             if inputs_:
-                held = [load(builder, table.dtype, wide, start, p * VECTORS) for p in range(kept)]
+                held = [load(builder, table.dtype, wide, start, p * across) for p in range(kept)]
                 loop(builder, word(0), count, [], output)
             else:
                 for q, total in enumerate(loop(builder, word(0), count, [zero(wide)] * kept, term)):
-                    store(builder, made.dtype, wide, total, goal, q * VECTORS)
+                    store(builder, made.dtype, wide, total, goal, q * across)
             return []
 
-        loop(builder, word(0), word(VECTORS), [], column)
+        loop(builder, word(0), word(across), [], column)
         return context.get_dummy_value()
 
-    return types.void(gathered, table, made, length, inputs, outputs), build
+    return types.void(gathered, table, made, length, vectors, inputs, outputs), build
 
 
 @intrinsic(prefer_literal=True)
-def _gather(context, offset, gathered, base, piece, ahead, apart):
+def _gather(context, offset, gathered, base, piece, ahead, vectors, apart):
     """gathered[piece + b] = the strip of every c-th entry from the b-th on, b < c = ``apart``, at offset + base.
 
     The type of ``offset`` names the format in memory. As many entries, ``ahead`` bytes further, are fetched into cache.
     """
-    count = apart.literal_value
+    across, count = vectors.literal_value, apart.literal_value
 
     def build(context, builder, signature, args):
         wide = wide_of(gathered)
         address, place = (builder.ptrtoint(args[i], WORD) for i in (0, 1))
         address = builder.add(address, args[2])
-        place = builder.add(place, builder.mul(args[3], word(WIDTH_BYTES)))
+        place = builder.add(place, builder.mul(args[3], word(across * BYTES)))
         following = builder.add(address, args[4])
-        for line in range(0, count * VECTORS * memory_of(offset.dtype, wide.count)[1], LINE):
+        for line in range(0, count * across * memory_of(offset.dtype, wide.count)[1], LINE):
             fetch(builder, builder.add(following, word(line)))
-        for v in range(VECTORS):
+        for v in range(across):
             taken = [read(builder, offset.dtype, wide.count, address, v * count + c) for c in range(count)]
             for b in range(count):
                 x = _taken(builder, taken, [divmod(b + count * t, wide.count) for t in range(wide.count)])
                 x = widened(builder, offset.dtype, wide, x)
-                store(builder, gathered.dtype, wide, x, place, b * VECTORS + v)
+                store(builder, gathered.dtype, wide, x, place, b * across + v)
         return context.get_dummy_value()
 
-    return types.void(offset, gathered, base, piece, ahead, apart), build
+    return types.void(offset, gathered, base, piece, ahead, vectors, apart), build
 
 
 @intrinsic(prefer_literal=True)
-def _scatter(context, made, offset, base, piece, lanes, apart):
+def _scatter(context, made, offset, base, piece, lanes, vectors, apart):
     """The strips made[piece + b], b < ``apart``, to offset + base, their entries in turn: ``_gather`` undone.
 
-    A strip has VECTORS times ``lanes`` entries.
+    A strip has ``vectors`` times ``lanes`` entries.
     """
-    width, count = lanes.literal_value, apart.literal_value
+    width, across, count = (x.literal_value for x in (lanes, vectors, apart))
 
     def build(context, builder, signature, args):
         place, address = (builder.ptrtoint(args[i], WORD) for i in (0, 1))
-        row = VECTORS * memory_of(made.dtype, width)[1]
+        row = across * memory_of(made.dtype, width)[1]
         place = builder.add(place, builder.mul(args[3], word(row)))
         address = builder.add(address, args[2])
-        for v in range(VECTORS):
-            taken = [read(builder, made.dtype, width, place, b * VECTORS + v) for b in range(count)]
+        for v in range(across):
+            taken = [read(builder, made.dtype, width, place, b * across + v) for b in range(count)]
             for c in range(count):
                 turns = [divmod(c * width + t, count) for t in range(width)]
                 x = _taken(builder, taken, [(b, lane) for lane, b in turns])
@@ -276,7 +278,7 @@ def _scatter(context, made, offset, base, piece, lanes, apart):
                 builder.store(x, goal, align=made.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(made, offset, base, piece, lanes, apart), build
+    return types.void(made, offset, base, piece, lanes, vectors, apart), build
 
 
 def _taken(builder, vectors, picks):
@@ -346,7 +348,7 @@ def _reach(places, first, count, i, limit):
 
 @compiled
 def combine_rows(
-    height, width, strip, functions, gathered, made, made_bases,
+    height, width, strip, wide, functions, gathered, made, made_bases,
     in_places, in_batch, in_start, in_step, in_entry, in_stride, in_apart,
     out_places, out_batch, out_start, out_step, out_entry, out_stride, out_apart,
     starts, indices, factors, table, length, first, last,
@@ -357,8 +359,9 @@ def combine_rows(
     are made there: at the addresses ``gathered``, with zeros beyond the inputs, and ``made``, each at one of
     ``made_bases``. One that a piece holds in full moves as a whole, the last of a row overlapping its neighbour; others
     (ragged edges, columns at unusual distances) move entry by entry, zeros beyond the edge. ``strip`` is the entries of
-    one, ``in_entry`` and ``out_entry`` are the bytes of an entry, ``functions`` the addresses of ``pieces``;
-    ``factors`` and ``table`` are addresses too. With a ``length``, that of ``table``, all results are made at once.
+    one and ``wide`` the bytes of one of sums, ``in_entry`` and ``out_entry`` are the bytes of an entry, ``functions``
+    the addresses of ``pieces``; ``factors`` and ``table`` are addresses too. With a ``length``, that of ``table``, all
+    results are made at once.
     """
     gather, gather_ends, add, scatter, scatter_ends = functions
     in_size, out_size = in_entry * in_stride, out_entry * out_stride
@@ -385,12 +388,12 @@ def combine_rows(
             else:
                 for p in range(0, inputs, in_apart):
                     if moves_in and _reach(in_places, p, in_apart, i, stop) == stop:
-                        place = gathered + p * WIDTH_BYTES
+                        place = gathered + p * wide
                         _call(gather, (source, place, in_bases + p * ADDRESS), (in_apart, ahead))
                         continue
                     for c in range(p, p + in_apart):
                         there = _reach(in_places, c, 1, i, stop) - j
-                        place = gathered + c * WIDTH_BYTES
+                        place = gathered + c * wide
                         _call(gather_ends, (source + in_places[0, c], place), (there, in_stride, strip))
             if straight and moves_out and stop <= whole:
                 _call(add, (*sums, target, out_bases, _at(starts)), (results,))
@@ -420,11 +423,11 @@ def _work(job):
     """
     head = carray(job, (HEAD + 2 * SIDE,), np.int64)
     address = head.ctypes.data
-    each, threads, total, height, width, strip = head[2], head[3], head[4], head[5], head[6], head[7]
-    functions = (head[8], head[9], head[10], head[11], head[12])
-    memory, made, step, results = head[13] + taken(address) * head[14], head[15], head[16], head[17]
-    starts, indices = _words(head[18], head[19]), _words(head[20], head[21])
-    factors, table, length = head[22], head[23], head[24]
+    each, threads, total, height, width, strip, wide = head[2], head[3], head[4], head[5], head[6], head[7], head[8]
+    functions = (head[9], head[10], head[11], head[12], head[13])
+    memory, made, step, results = head[14] + taken(address) * head[15], head[16], head[17], head[18]
+    starts, indices = _words(head[19], head[20]), _words(head[21], head[22])
+    factors, table, length = head[23], head[24], head[25]
     source, target = head[HEAD : HEAD + SIDE], head[HEAD + SIDE :]
     made_bases = memory + made + step * np.arange(results)
     parts = each * threads
@@ -434,7 +437,7 @@ def _work(job):
             return
         part = turn % threads * each + turn // threads
         combine_rows(
-            height, width, strip, functions, memory, memory + made, made_bases,
+            height, width, strip, wide, functions, memory, memory + made, made_bases,
             _words(source[1], 3 * source[2]).reshape(3, source[2]), _words(source[3], source[4]),
             source[0], source[5], source[6], source[7], source[8],
             _words(target[1], 3 * target[2]).reshape(3, target[2]), _words(target[3], target[4]),

@@ -163,7 +163,7 @@ class _Case:
         ]  # which also touches the memory that each of them takes
         products = [self.plain, *(run for _, run, _ in runs)]
         first = [_time(product, 1, self.device) for product in products]
-        calls = max(1, min(5000, int(ENOUGH / max(first[0], 1e-6))))
+        calls = _calls(first[0])
         turns = max(1, min(repeats, int(PATIENCE / max(sum(first), 1e-6))))
         times = [first]
         if turns > 1:
@@ -185,19 +185,23 @@ class _Case:
 
 def _fastest(a: torch.Tensor, b: torch.Tensor) -> tuple[str, Callable[[], torch.Tensor]]:
     """The fastest dense product of these operands, by three runs of each way, by one where they take seconds; torch's
-    own on a GPU."""
+    own on a GPU. A run is as many products as the turns of a row make."""
     if a.is_cuda:
         return "torch", partial(torch.matmul, a, b)
     runs = {way: partial(dense.matmul, a, b, way) for way in dense.ways(a.dtype)}
     runs["torch"] = partial(torch.matmul, a, b)  # as one writes it, with nothing around
-    times: dict[str, list[float]] = {way: [] for way in runs}
-    for _ in range(3):
-        for way, run in runs.items():
-            times[way].append(_time(run))
-        if sum(t[0] for t in times.values()) > PATIENCE:
-            break
+    first = {way: _time(run) for way, run in runs.items()}
+    times = {way: [seconds] for way, seconds in first.items()}
+    if sum(first.values()) <= PATIENCE:
+        rounds = [{way: _time(run, _calls(first[way])) for way, run in runs.items()} for _ in range(3)]
+        times = {way: [one[way] for one in rounds] for way in runs}
     best = min(runs, key=lambda way: statistics.median(times[way]))
     return best, runs[best]
+
+
+def _calls(seconds: float) -> int:
+    """How many products of that length make a run."""
+    return max(1, min(5000, int(ENOUGH / max(seconds, 1e-6))))
 
 
 def _time(run: Callable[[], torch.Tensor], calls: int = 1, device: str = "cpu", pause: bool = True) -> float:
