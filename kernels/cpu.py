@@ -22,7 +22,7 @@ from stl_search.kernels.strips import KEPT, VECTORS, pieces, worker
 from stl_search.kernels.threads import together
 from stl_search.kernels.vectors import BYTES, LINE
 
-__all__ = ["decode", "decode_into", "empty", "encode", "encode_into", "supports"]
+__all__ = ["Constant", "decode", "decode_into", "empty", "encode", "encode_into", "encode_panels", "supports"]
 
 Tensor = torch.Tensor
 
@@ -30,6 +30,7 @@ GRAIN = 1 << 15  # entries below which a second thread is not worth its wake-up
 MANY = 1024  # matrices of a batch, up to which what is known of it is kept
 PARTS = 4  # for each thread, so that none waits long for one that began late
 LARGE = 1 << 22  # bytes of an array from which on pages of 2 MB are asked for
+STRIP_OF_PANELS = 2  # panels, where they are filled
 TURN = 1.5  # vectors of a strip that take as long as what each strip takes beside
 STEP = 4  # what is kept in registers is a multiple of it, so that few forms are compiled
 
@@ -47,7 +48,7 @@ def supports(*dtypes: torch.dtype) -> bool:
     return all(dtype in _KINDS for dtype in dtypes)
 
 
-def encode(x: Tensor, coefficients: Tensor, layout: str = "block", dtype: torch.dtype | None = None) -> Tensor:
+def encode(x: Tensor, coefficients: Factor, layout: str = "block", dtype: torch.dtype | None = None) -> Tensor:
     """x: (..., M, K), coefficients: (r, m, k) -> (r, ..., ceil(M/m), ceil(K/k)) in ``dtype``, rounded once.
 
     Sums run in the coefficients' dtype, float32 or float64. The oracle is ``reference.encode_naive``. A column-major x
@@ -63,7 +64,7 @@ def encode(x: Tensor, coefficients: Tensor, layout: str = "block", dtype: torch.
     return out
 
 
-def encode_into(x: Tensor, coefficients: Tensor, layout: str, out: Tensor, top: int = 0, left: int = 0) -> None:
+def encode_into(x: Tensor, coefficients: Factor, layout: str, out: Tensor, top: int = 0, left: int = 0) -> None:
     """Into ``out``: (r, ..., rows, cols), the window of all slices of x: (..., M, K) that begins at (top, left)."""
     if not len(out):
         return
@@ -72,8 +73,40 @@ def encode_into(x: Tensor, coefficients: Tensor, layout: str, out: Tensor, top: 
     _run(blocks, x.data_ptr(), slices, goal, out.shape[1:], coefficients, by_output=True)
 
 
+def encode_panels(x: Tensor, coefficients: Factor, layout: str, out: Tensor, top: int = 0, left: int = 0) -> None:
+    """Into ``out``: (r, P, rows, c), the same window of all slices of x: (M, K), cut into panels of c columns.
+
+    The last one is filled up with zeros.
+    """
+    r, count, rows, across = out.shape
+    if not out.numel():
+        return
+    x = x.resolve_neg()
+    _, m, k = coefficients.shape
+    cols = -(-x.shape[1] // k) - left
+    there = _side_of_matrix(x, coefficients, layout, top, left).places[2].min()
+    whole = max(0, min(count, int(there) // across))  # panels in which no piece ends
+    apart = x.stride(1) * across * (k if layout == "tile" else 1)
+    done = 0
+    for parts in (STRIP_OF_PANELS, 1):  # strips are as matrices of a batch, which lie side by side
+        strips = (whole - done) // parts
+        if strips:
+            shape, strides = (strips, *x.shape), (parts * apart, *x.stride())
+            blocks = _blocks(x.dtype, shape, strides, (m, k), layout, top, left + done * across)
+            shape, strides = (r, strips, rows, parts * across), out.stride()
+            slices = _slices(out.dtype, shape, (strides[0], parts * strides[1], *strides[2:]))
+            goal, jump = out[:, done:].data_ptr(), strides[1] * out.itemsize
+            piece = (strips, rows, parts * across)
+            _run(blocks, x.data_ptr(), slices, goal, piece, coefficients, True, parts, jump)
+            done += strips * parts
+    for p in range(done, count):
+        here = min(across, cols - p * across)
+        encode_into(x, coefficients, layout, out[:, p, :, :here], top, left + p * across)
+        out[:, p, :, here:] = 0
+
+
 def decode(
-    p: Tensor, coefficients: Tensor, rows: int, cols: int, layout: str = "block", dtype: torch.dtype | None = None
+    p: Tensor, coefficients: Factor, rows: int, cols: int, layout: str = "block", dtype: torch.dtype | None = None
 ) -> Tensor:
     """p: (r, ..., M', N'), coefficients: (r, m, n) -> (..., rows, cols) in ``dtype``, rounded once.
 
@@ -85,7 +118,7 @@ def decode(
 
 
 def decode_into(
-    p: Tensor | Sequence[Tensor], coefficients: Tensor, layout: str, out: Tensor, top: int = 0, left: int = 0
+    p: Tensor | Sequence[Tensor], coefficients: Factor, layout: str, out: Tensor, top: int = 0, left: int = 0
 ) -> None:
     """What p, the window of all slices that begins at (top, left), decodes to in ``out``: (..., M, N).
 
@@ -173,7 +206,7 @@ def _slices(dtype: torch.dtype, shape: tuple[int, ...], strides: tuple[int, ...]
     return _Side(dtype, (shape[1:-2], strides[1:-2]), places, strides[-2], strides[-1])
 
 
-def _side_of_matrix(x: Tensor, coefficients: Tensor, layout: str, top: int, left: int) -> _Side:
+def _side_of_matrix(x: Tensor, coefficients: Factor, layout: str, top: int, left: int) -> _Side:
     """Of x: (..., M, K), from its first entry on."""
     made = _blocks if math.prod(x.shape[:-2]) <= MANY else _blocks.__wrapped__
     _, m, k = coefficients.shape
@@ -194,22 +227,32 @@ def _side_of_slices(x: Tensor | Sequence[Tensor]) -> tuple[_Side, int]:
 
 
 def _run(
-    source: _Side, start: int, target: _Side, goal: int, piece: Sequence[int], coefficients: Tensor, by_output: bool
+    source: _Side,
+    start: int,
+    target: _Side,
+    goal: int,
+    piece: Sequence[int],
+    coefficients: Factor,
+    by_output: bool,
+    parts: int = 1,
+    jump: int = 0,
 ) -> None:
     """All rows of the slices, each (..., height, width), shared among as many threads as torch would use.
 
-    What is read lies from the address ``start`` on, what is written from ``goal`` on.
+    What is read lies from the address ``start`` on, what is written from ``goal`` on; rows that are one strip each may
+    be written in ``parts``, ``jump`` bytes from each other.
     """
     height, width = piece[-2:]
     total = len(source.batch) * height
     if total == 0 or width == 0:
         return
-    terms = _Terms(coefficients, by_output)
+    constant = coefficients if isinstance(coefficients, Constant) else Constant(coefficients)
+    terms = constant.terms(by_output)
     lanes = BYTES // coefficients.itemsize
-    vectors = _vectors(width, lanes)
+    vectors = _vectors(width, lanes) if parts == 1 else width // lanes
     strip, wide = vectors * lanes, vectors * BYTES
     functions = pieces(
-        source.kind, target.kind, _KINDS[coefficients.dtype], vectors,
+        source.kind, target.kind, _KINDS[coefficients.dtype], vectors, parts,
         source.apart, target.apart, terms.inputs, terms.outputs,
     )  # fmt: skip
     inputs, outputs = source.places.shape[1], target.places.shape[1]
@@ -223,12 +266,12 @@ def _run(
         memory[:] = 0
     own = memory.ctypes.data
     own += -own % LINE
-    parts = min(total // threads, PARTS) if threads > 1 else 1  # for each
+    shares = min(total // threads, PARTS) if threads > 1 else 1  # for each
     job = array(
         "q",
         (
-            0, 0, parts, threads, total, height, width, strip, wide, *functions.addresses, own, apart, gathered, row,
-            results, *terms.words(), start, *source.words, goal, *target.words,
+            0, 0, shares, threads, total, height, width, strip, wide, row // parts, jump, *functions.addresses,
+            own, apart, gathered, row, results, *terms.words, start, *source.words, goal, *target.words,
         ),
     )  # fmt: skip
     together(worker(), job.buffer_info()[0], threads)
@@ -273,6 +316,7 @@ class _Terms:
         self.cols = np.ascontiguousarray(cols)
         self.factors = table[rows, cols]
 
+    @functools.cached_property
     def words(self) -> tuple[int, ...]:
         """As ``strips.worker`` takes them; good as long as this object is."""
         starts, cols, whole = self.starts, self.cols, self.whole
@@ -280,3 +324,26 @@ class _Terms:
             starts.ctypes.data, len(starts), cols.ctypes.data, len(cols),
             self.factors.ctypes.data, whole.ctypes.data, len(whole),
         )  # fmt: skip
+
+
+class Constant:
+    """Coefficients (r, rows, cols) in float32 or float64 that never change: what is made of them is kept with them."""
+
+    def __init__(self, coefficients: Tensor) -> None:
+        self._numbers = coefficients
+        self.shape, self.dtype, self.itemsize = coefficients.shape, coefficients.dtype, coefficients.itemsize
+        self._terms: dict[bool, _Terms] = {}
+
+    @functools.cached_property
+    def mT(self) -> Constant:
+        """(r, cols, rows)."""
+        return Constant(self._numbers.mT)
+
+    def terms(self, by_output: bool) -> _Terms:
+        """For encoding, or decoding."""
+        if by_output not in self._terms:
+            self._terms[by_output] = _Terms(self._numbers, by_output)
+        return self._terms[by_output]
+
+
+Factor = Tensor | Constant

@@ -14,6 +14,7 @@ import torch
 from stl_search.errors import UsageError
 from stl_search.kernels import cpu, dense, panels
 from stl_search.kernels.plan import Plan, dtype_name, torch_dtype, wider, with_out
+from stl_search.kernels.watched import watched
 
 __all__ = ["CHUNK", "applies", "encode", "least_workspace", "made_in", "multiply"]
 
@@ -144,9 +145,15 @@ def pack(b_hat: Tensor, plan: Plan, way: str) -> Operand:
     return dense.pack(b_hat, way) if b_hat.dtype == made_in(plan) and way in dense.packings(b_hat) else b_hat
 
 
-def _factor(plan: Plan, side: str = "out", x: Tensor | None = None) -> Tensor:
+def _factor(plan: Plan, side: str = "out", x: Tensor | None = None) -> cpu.Constant:
     """The coefficients in the precision in which sums over entries of x, or over products, are made."""
-    return plan.coefficients(side, plan.compute if x is None else wider(plan.compute, dtype_name(x.dtype)[0]), "cpu")
+    key = side, plan.compute if x is None else wider(plan.compute, dtype_name(x.dtype)[0])
+    found: cpu.Constant | None = plan.derived.get(key)
+    if found is None:
+        found = cpu.Constant(plan.coefficients(*key, "cpu"))
+        if not watched():  # else they belong to who looks on
+            plan.derived[key] = found
+    return found
 
 
 class _Sizes:
@@ -331,6 +338,9 @@ def _right(
     if taken > CHUNK // 2:  # beside much of B, no room is taken for A and products
         scratch.forget("lhs", "wide lhs", "rows lhs", "products", "kept products")
     found = panels.Panels(shape, work, scratch("panels", (taken,), torch.uint8))
+    if not encoded and torch_dtype(plan.dtype) == work and not _turned(b):
+        cpu.encode_panels(b, _factor(plan, "rhs", b), plan.layout, found.data, 0, left)
+        return found
     step = max(1, CHUNK // (6 * rank * cols * torch_dtype(plan.dtype).itemsize))  # rows, which the last cache holds
     for top in range(0, inner, step):
         rows = min(step, inner - top)

@@ -16,7 +16,7 @@ import torch
 from stl_search.kernels import cpu
 from stl_search.kernels.threads import together
 from stl_search.kernels.tiles import BLOCK, ROWS, VECTORS, worker
-from stl_search.kernels.vectors import BYTES, FUSED
+from stl_search.kernels.vectors import BYTES, FUSED, LINE
 
 __all__ = ["Panels", "supports"]
 
@@ -40,16 +40,21 @@ def _across(dtype: torch.dtype) -> int:
 
 
 class Panels:
-    """r matrices B: (r, K, N) in panels: ``data`` (r, ceil(N / c), K, c), zeros beyond the last column."""
+    """r matrices B: (r, K, N) in panels: ``data`` (r, ceil(N / c), K, c), zeros beyond the last column.
+
+    Between matrices a line of cache is left free: rows of all of them are written together, and would else often be at
+    the same place of the caches.
+    """
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, data: Tensor | None = None) -> None:
         """Nothing in it yet; ``data`` may be memory to use, of the bytes that ``size`` says or more."""
         self.shape, self.dtype, self.device = torch.Size(shape), dtype, torch.device("cpu")
-        inside = self.inside(shape, dtype)
-        if data is None:
-            self.data = cpu.empty(inside, dtype)
-        else:
-            self.data = data.view(torch.uint8)[: self.size(shape, dtype)].view(dtype).view(inside)
+        whole = self.size(shape, dtype)
+        held = cpu.empty((whole,), torch.uint8) if data is None else data.view(torch.uint8)[:whole]
+        one = math.prod(self.inside(shape, dtype)[1:])
+        self.data = (
+            held.view(dtype).view(shape[0], one + LINE // dtype.itemsize)[:, :one].view(self.inside(shape, dtype))
+        )
 
     @classmethod
     def of(cls, b: Tensor) -> Panels:
@@ -68,8 +73,9 @@ class Panels:
 
     @classmethod
     def size(cls, shape: tuple[int, int, int], dtype: torch.dtype) -> int:
-        """The bytes of ``data``."""
-        return int(np.prod(cls.inside(shape, dtype), dtype=np.int64)) * dtype.itemsize
+        """The bytes of ``data`` and between."""
+        r, *one = cls.inside(shape, dtype)
+        return r * (math.prod(one) * dtype.itemsize + LINE)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -77,7 +83,8 @@ class Panels:
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.data.nbytes
+        r, inner, cols = self.shape
+        return self.size((r, inner, cols), self.dtype)
 
     def fill(self, b: Tensor, top: int = 0) -> None:
         """The rows from ``top`` on become those of b: (r, rows, N), of any dtype."""

@@ -187,6 +187,11 @@ class Plan:
     def _tensors(self) -> dict[tuple[str, str, str], torch.Tensor]:
         return {}
 
+    @cached_property
+    def derived(self) -> dict[Any, Any]:
+        """What kernels make of the coefficients once, under keys of their own."""
+        return {}
+
     def coefficients(self, side: str, dtype: str, device: Any) -> torch.Tensor:
         """u for side "lhs", v for "rhs", w for "out", as a torch tensor (r, rows, cols) in ``dtype``.
 

@@ -49,12 +49,12 @@ VECTORS = 8  # of a strip, at most
 KEPT = 16 if WIDE else 8  # inputs or sums, a vector of each, that are kept in registers together
 ADDRESS = 8  # bytes of one
 # A job in memory, 64-bit words, HEAD of them: the next thread's number, the next part's, how many parts for each thread
-# and for how many threads; rows in all, height, width, entries of a strip, bytes of one of sums; five functions; the
-# memory of all threads, the bytes of one's, where in it ``made`` begins, from one to the next of ``made_bases``, and
-# how many those are; addresses and lengths of starts and of indices; factors, table and its length. Then SIDE for what
-# is read and SIDE for what is written: where it begins, addresses and lengths of places and of batch, step, entry,
-# stride, apart.
-HEAD, SIDE = 26, 9
+# and for how many threads; rows in all, height, width, entries of a strip, bytes of one of sums, of a part of a result,
+# and from one to the next in memory; five functions; the memory of all threads, the bytes of one's, where in it
+# ``made`` begins, from one to the next of ``made_bases``, and how many those are; addresses and lengths of starts and
+# of indices; factors, table and its length. Then SIDE for what is read and SIDE for what is written: where it begins,
+# addresses and lengths of places and of batch, step, entry, stride, apart.
+HEAD, SIDE = 28, 9
 CHAINS = 4  # sums of one output that are made side by side, since an addition waits for the one before
 
 
@@ -69,8 +69,10 @@ class Pieces(NamedTuple):
 
 
 @functools.cache
-def pieces(source, target, sums, vectors, in_apart, out_apart, inputs, outputs) -> Pieces:
+def pieces(source, target, sums, vectors, parts, in_apart, out_apart, inputs, outputs) -> Pieces:
     """Those of numba's types of the numbers in memory and of the sums, for strips of so many ``vectors`` of sums.
+
+    A strip is written in as many ``parts``, equally far from each other.
 
     ``in_apart`` and ``out_apart`` say how many pieces lie between each other, entry by entry; ``inputs`` or
     ``outputs``, where not 0, how many of them are kept in registers.
@@ -78,8 +80,10 @@ def pieces(source, target, sums, vectors, in_apart, out_apart, inputs, outputs) 
     held = (
         _gatherer(source, sums, vectors, in_apart),
         _end_gatherer(source, sums),
-        _dense_adder(sums, target, vectors, inputs, outputs) if inputs + outputs else _adder(sums, target, vectors),
-        _scatterer(sums, target, vectors, out_apart),
+        _dense_adder(sums, target, vectors, inputs, outputs)
+        if inputs + outputs
+        else _adder(sums, target, vectors, parts),
+        _scatterer(sums, target, vectors, parts, out_apart),
         _end_scatterer(target),
     )
     return Pieces(tuple(function.address for function in held), held)
@@ -109,15 +113,15 @@ def _end_gatherer(source, sums):
 
 
 @functools.cache
-def _adder(sums, target, vectors):
-    def add(gathered, indices, factors, offset, bases, starts, results):
+def _adder(sums, target, vectors, parts):
+    def add(gathered, indices, factors, offset, bases, starts, results, jump):
         q = 0
         while q < results:
-            _strip(gathered, indices, factors, offset, bases[q], starts[q], starts[q + 1], vectors)
+            _strip(gathered, indices, factors, offset, bases[q], starts[q], starts[q + 1], jump, vectors, parts)
             q += 1
 
     pointers = (types.CPointer(kind) for kind in (sums, types.int64, sums, target, types.int64, types.int64))
-    return compiled_piece(add, *pointers, types.int64)
+    return compiled_piece(add, *pointers, types.int64, types.int64)
 
 
 @functools.cache
@@ -129,16 +133,17 @@ def _dense_adder(sums, target, vectors, inputs, outputs):
 
 
 @functools.cache
-def _scatterer(sums, target, vectors, count):
+def _scatterer(sums, target, vectors, parts, count):
     lanes = BYTES * 8 // sums.bitwidth
 
-    def scatter(made, offset, bases, results):
+    def scatter(made, offset, bases, results, jump):
         q = 0
         while q < results:
-            _scatter(made, offset, bases[q], q, lanes, vectors, count)
+            _scatter(made, offset, bases[q], q, jump, lanes, vectors, parts, count)
             q += count
 
-    return compiled_piece(scatter, *(types.CPointer(kind) for kind in (target, target, types.int64)), types.int64)
+    pointers = (types.CPointer(kind) for kind in (target, target, types.int64))
+    return compiled_piece(scatter, *pointers, types.int64, types.int64)
 
 
 @functools.cache
@@ -151,13 +156,15 @@ def _end_scatterer(target):
 
 
 @intrinsic(prefer_literal=True)
-def _strip(context, gathered, indices, factors, offset, base, start, stop, vectors):
-    """Store at offset + base the sum of factors[t] * gathered[indices[t]], start <= t < stop, a strip.
+def _strip(context, gathered, indices, factors, offset, base, start, stop, jump, vectors, parts):
+    """Store at offset + base the sum of factors[t] * gathered[indices[t]], start <= t < stop, a strip in ``parts``.
 
-    ``gathered`` (P, strip) and ``factors`` are in the type of the sums; that of ``offset`` is the format in memory.
+    They lie ``jump`` bytes from each other. ``gathered`` (P, strip) and ``factors`` are in the type of the sums, and
+    that of ``offset`` is the format in memory.
     """
 
     held = vectors.literal_value
+    each = held // parts.literal_value  # vectors of a part
 
     def build(context, builder, signature, args):
         wide = wide_of(factors)
@@ -172,10 +179,11 @@ def _strip(context, gathered, indices, factors, offset, base, start, stop, vecto
             return [multiply_add(builder, s, factor, x) for s, x in zip(sums, strips, strict=True)]
 
         for v, total in enumerate(loop(builder, args[5], args[6], [zero(wide)] * held, term)):
-            store(builder, offset.dtype, wide, total, place, v)
+            goal = builder.add(place, builder.mul(args[7], word(v // each)))
+            store(builder, offset.dtype, wide, total, goal, v % each)
         return context.get_dummy_value()
 
-    return types.void(gathered, indices, factors, offset, base, start, stop, vectors), build
+    return types.void(gathered, indices, factors, offset, base, start, stop, jump, vectors, parts), build
 
 
 @intrinsic(prefer_literal=True)
@@ -257,12 +265,13 @@ def _gather(context, offset, gathered, base, piece, ahead, vectors, apart):
 
 
 @intrinsic(prefer_literal=True)
-def _scatter(context, made, offset, base, piece, lanes, vectors, apart):
+def _scatter(context, made, offset, base, piece, jump, lanes, vectors, parts, apart):
     """The strips made[piece + b], b < ``apart``, to offset + base, their entries in turn: ``_gather`` undone.
 
-    A strip has ``vectors`` times ``lanes`` entries.
+    All these in ``parts``, ``jump`` bytes from each other. A strip has ``vectors`` times ``lanes`` entries.
     """
     width, across, count = (x.literal_value for x in (lanes, vectors, apart))
+    each = across * count // parts.literal_value  # vectors of a part
 
     def build(context, builder, signature, args):
         place, address = (builder.ptrtoint(args[i], WORD) for i in (0, 1))
@@ -274,11 +283,13 @@ def _scatter(context, made, offset, base, piece, lanes, vectors, apart):
             for c in range(count):
                 turns = [divmod(c * width + t, count) for t in range(width)]
                 x = _taken(builder, taken, [(b, lane) for lane, b in turns])
-                goal = place_of(builder, address, made.dtype, width, v * count + c)
+                further, near = divmod(v * count + c, each)
+                goal = builder.add(address, builder.mul(args[4], word(further)))
+                goal = place_of(builder, goal, made.dtype, width, near)
                 builder.store(x, goal, align=made.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(made, offset, base, piece, lanes, vectors, apart), build
+    return types.void(made, offset, base, piece, jump, lanes, vectors, parts, apart), build
 
 
 def _taken(builder, vectors, picks):
@@ -348,7 +359,7 @@ def _reach(places, first, count, i, limit):
 
 @compiled
 def combine_rows(
-    height, width, strip, wide, functions, gathered, made, made_bases,
+    height, width, strip, wide, part, jump, functions, gathered, made, made_bases,
     in_places, in_batch, in_start, in_step, in_entry, in_stride, in_apart,
     out_places, out_batch, out_start, out_step, out_entry, out_stride, out_apart,
     starts, indices, factors, table, length, first, last,
@@ -361,7 +372,8 @@ def combine_rows(
     (ragged edges, columns at unusual distances) move entry by entry, zeros beyond the edge. ``strip`` is the entries of
     one and ``wide`` the bytes of one of sums, ``in_entry`` and ``out_entry`` are the bytes of an entry, ``functions``
     the addresses of ``pieces``; ``factors`` and ``table`` are addresses too. With a ``length``, that of ``table``, all
-    results are made at once.
+    results are made at once. A result may go to memory in parts of so many bytes, ``jump`` bytes from each other:
+    then rows are one strip each, of which results have all.
     """
     gather, gather_ends, add, scatter, scatter_ends = functions
     in_size, out_size = in_entry * in_stride, out_entry * out_stride
@@ -396,19 +408,19 @@ def combine_rows(
                         place = gathered + c * wide
                         _call(gather_ends, (source + in_places[0, c], place), (there, in_stride, strip))
             if straight and moves_out and stop <= whole:
-                _call(add, (*sums, target, out_bases, _at(starts)), (results,))
+                _call(add, (*sums, target, out_bases, _at(starts)), (results, jump))
                 j += strip
                 continue
             if length:
                 _call(add, (gathered, table, made), (length,))
             else:
-                _call(add, (*sums, 0, to_made, _at(starts)), (results,))
+                _call(add, (*sums, 0, to_made, _at(starts)), (results, part))
             if moves_out and stop <= whole:
-                _call(scatter, (made, target, out_bases), (results,))
+                _call(scatter, (made, target, out_bases), (results, jump))
             else:
                 for q in range(0, results, out_apart):
                     if moves_out and _reach(out_places, q, out_apart, i, stop) == stop:
-                        _call(scatter, (made_bases[q], target, out_bases + q * ADDRESS), (out_apart,))
+                        _call(scatter, (made_bases[q], target, out_bases + q * ADDRESS), (out_apart, jump))
                         continue
                     for c in range(q, q + out_apart):
                         there = _reach(out_places, c, 1, i, stop) - j
@@ -423,11 +435,12 @@ def _work(job):
     """
     head = carray(job, (HEAD + 2 * SIDE,), np.int64)
     address = head.ctypes.data
-    each, threads, total, height, width, strip, wide = head[2], head[3], head[4], head[5], head[6], head[7], head[8]
-    functions = (head[9], head[10], head[11], head[12], head[13])
-    memory, made, step, results = head[14] + taken(address) * head[15], head[16], head[17], head[18]
-    starts, indices = _words(head[19], head[20]), _words(head[21], head[22])
-    factors, table, length = head[23], head[24], head[25]
+    each, threads, total, height, width = head[2], head[3], head[4], head[5], head[6]
+    strip, wide, part, jump = head[7], head[8], head[9], head[10]
+    functions = (head[11], head[12], head[13], head[14], head[15])
+    memory, made, step, results = head[16] + taken(address) * head[17], head[18], head[19], head[20]
+    starts, indices = _words(head[21], head[22]), _words(head[23], head[24])
+    factors, table, length = head[25], head[26], head[27]
     source, target = head[HEAD : HEAD + SIDE], head[HEAD + SIDE :]
     made_bases = memory + made + step * np.arange(results)
     parts = each * threads
@@ -435,14 +448,14 @@ def _work(job):
         turn = taken(address + ADDRESS)
         if turn >= parts:
             return
-        part = turn % threads * each + turn // threads
+        share = turn % threads * each + turn // threads
         combine_rows(
-            height, width, strip, wide, functions, memory, memory + made, made_bases,
+            height, width, strip, wide, part, jump, functions, memory, memory + made, made_bases,
             _words(source[1], 3 * source[2]).reshape(3, source[2]), _words(source[3], source[4]),
             source[0], source[5], source[6], source[7], source[8],
             _words(target[1], 3 * target[2]).reshape(3, target[2]), _words(target[3], target[4]),
             target[0], target[5], target[6], target[7], target[8],
-            starts, indices, factors, table, length, total * part // parts, total * (part + 1) // parts,
+            starts, indices, factors, table, length, total * share // parts, total * (share + 1) // parts,
         )  # fmt: skip
 
 

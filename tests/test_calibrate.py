@@ -23,7 +23,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_rates_are_measured_once_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "SIZES", {"cpu": (16, 32)})
+    monkeypatch.setattr(calibrate, "SIZES", {"cpu": (8, 16, 32)})
+    monkeypatch.setattr(calibrate, "SMALLEST", 16)
     monkeypatch.setattr(calibrate, "ENCODED", {"cpu": 64})
     monkeypatch.setattr(calibrate, "SETTLE", 0.0)
     monkeypatch.setattr(calibrate, "OUTDATED", 1e9)
@@ -32,6 +33,7 @@ def test_rates_are_measured_once_and_kept(folder: Path, monkeypatch: pytest.Monk
     first = calibrate.rates("cpu", "fp32")
     assert torch.equal(torch.get_rng_state(), drawn)
     assert [s for s, _ in first.dense] == [16.0, 32.0]
+    assert [s for s, _ in first.slices] == [8.0, 16.0]
     assert all(speed > 0 for curve in (first.dense, first.slices, first.packed) for _, speed in curve)
     assert min(first.bandwidth, first.sums, first.call) > 0
     calls: list[str] = []
@@ -87,16 +89,20 @@ def test_curves_and_ways() -> None:
     rates = Rates(curve, ("torch", "onednn"), curve[:1], ("openblas",), (), (), 1.0, 1.0, 0.0)
     assert [rates.way(size) for size in (1, 199, 201, 1e5)] == ["torch", "torch", "onednn", "onednn"]
     assert [rates.slice_way(size) for size in (1, 1e5)] == ["openblas", "openblas"]
-    assert rates.packing is None
+    assert rates.packing(400) is None
     slow, quick = ((400.0, 30.0),), ((400.0, 33.0),)
     for speed, slices, way, packing in (
         (quick, "torch", "onednn", "onednn"),
         (slow, "torch", "onednn", None),  # not worth its memory
         (slow, "panels", "panels", "panels"),  # which would be made at every product
+        (slow, "panels", "onednn", "panels"),  # which is not much faster
         (slow, "torch", "panels", None),
     ):
         found = Rates(slow, ("torch",), slow, (slices,), speed, (way,), 1.0, 1.0, 0.0)
-        assert found.packing == packing
+        assert found.packing(400) == packing
+    small, large = ((100.0, 10.0), (400.0, 30.0)), ((100.0, 10.0), (400.0, 40.0))
+    found = Rates(slow, ("torch",), small, ("torch",) * 2, large, ("onednn", "panels"), 1.0, 1.0, 0.0)
+    assert [found.packing(size) for size in (50, 100, 350, 400)] == [None, None, "panels", "panels"]
 
 
 def compared(
@@ -159,6 +165,7 @@ def test_what_is_far_slower_is_left_out_and_what_takes_long_is_run_once(monkeypa
 
 def test_sizes_end_where_products_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "SIZES", {"cpu": (16, 32, 64)})
+    monkeypatch.setattr(calibrate, "SMALLEST", 16)
     monkeypatch.setattr(calibrate, "LONGEST", 0.0)
     found = calibrate._comparisons(torch.float32, torch.device("cpu"))
     assert {(c.name, c.size) for c in found} <= {("dense", 16), ("slices", 16), ("packed", 16)}

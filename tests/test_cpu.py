@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stl_search.kernels import cpu, reference
+from stl_search.kernels import cpu, reference, strips
 from stl_search.kernels.plan import LAYOUTS, Plan, torch_dtype
+from stl_search.kernels.vectors import BYTES
 from stl_search.testing import STRASSEN
 
 SLOW = settings(deadline=None, max_examples=60)
@@ -151,6 +152,39 @@ def test_without_zeros_as_with_them(layout: str, dtype: str, grid: tuple[int, in
     more = torch.cat([hat, hat[:1]])
     want = cpu.decode(more, usual, 70, 1301, layout, kind)
     torch.testing.assert_close(cpu.decode(hat, c, 70, 1301, layout, kind), want, **allowed)
+
+
+@pytest.mark.parametrize(
+    ("layout", "dtype", "dense"),
+    [("block", "fp32", False), ("block", "bf16", True), ("tile", "fp32", True), ("tile", "fp64", False)],
+)
+def test_rows_of_any_width(layout: str, dtype: str, dense: bool) -> None:
+    """Strips are as narrow as rows ask for; whole numbers are added exactly."""
+    kind, sums = torch_dtype(dtype), torch_dtype("fp64" if dtype == "fp64" else "fp32")
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randint(-1, 2, (5, 2, 3), generator=generator).double()
+    u = torch.where(u == 0, 1.0, u) if dense else u
+    for width in range(1, strips.VECTORS * BYTES // 4 + 20):
+        x = torch.randint(-4, 5, (5, 3 * width - 1), generator=generator).double()
+        hat = cpu.encode(x.to(kind), u.to(sums), layout, kind)
+        exact = reference.encode_naive(x, u, layout)
+        assert torch.equal(hat.double(), exact)
+        back = cpu.decode(hat, u.to(sums), *x.shape, layout, sums)
+        assert torch.equal(back.double(), reference.decode_naive(exact, u, *x.shape, layout))
+
+
+def test_what_is_made_of_constant_coefficients_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    u = gaussian((5, 3, 2), torch.float32, 0)
+    constant, x = cpu.Constant(u), gaussian((70, 90), torch.float32, 1)
+    made: list[bool] = []
+    terms = cpu._Terms
+    monkeypatch.setattr(cpu, "_Terms", lambda c, by_output: made.append(by_output) or terms(c, by_output))
+    for _ in range(3):
+        hat = cpu.encode(x, constant)
+        assert torch.equal(hat, cpu.encode(x, u))
+        assert torch.equal(cpu.decode(hat, constant, 70, 90), cpu.decode(hat, u, 70, 90))
+        assert torch.equal(cpu.encode(x.mT, constant.mT), cpu.encode(x.mT, u.mT))
+    assert sorted(made) == [False] * (3 + 1) + [True] * (6 + 2)
 
 
 def test_several_threads_at_once_and_the_same_bits_each_time() -> None:

@@ -241,7 +241,7 @@ def test_products_go_the_way_that_was_measured(monkeypatch: pytest.MonkeyPatch) 
     for x, y, way in (
         (a, b, known),
         (a, encode_rhs(b, STRASSEN), known),
-        (a[:100], b, "torch"),  # slices too small to ask
+        (a[:30], b, "torch"),  # slices too small to ask
         (a.bfloat16(), b.bfloat16(), known),  # bf16 in storage, products in float32
     ):
         asked.clear()

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stl_search.kernels import panels, tiles
+from stl_search.kernels import cpu, panels, tiles
 from stl_search.kernels.panels import Panels
+from stl_search.kernels.plan import LAYOUTS
 
 CAPABLE = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")  # as torch sees the processor
 KINDS = [torch.float32, torch.float64]
@@ -85,6 +86,44 @@ def test_what_is_not_finite_stays_in_its_row_and_column(kind: torch.dtype) -> No
     others = torch.ones_like(c, dtype=torch.bool)
     others[0, 2], others[0, :, ACROSS] = False, False
     assert torch.equal(c[others], clean[others])
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 9 * ACROSS)),
+    st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    st.integers(1, 6),
+    st.sampled_from([(torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16, torch.float32)]),
+    st.sampled_from(LAYOUTS),
+    st.tuples(*[st.sampled_from([0, 0, 1, 2, 5])] * 2),
+    st.booleans(),
+    st.integers(0, 2**30),
+)
+def test_encoding_into_panels_is_filling_them_with_what_is_encoded(
+    sizes: tuple[int, int],
+    grid: tuple[int, int],
+    r: int,
+    kinds: tuple[torch.dtype, torch.dtype],
+    layout: str,
+    corner: tuple[int, int],
+    dense: bool,
+    seed: int,
+) -> None:
+    """Any window, layout and format; zeros beyond the last column, and nothing written between matrices."""
+    x = whole((sizes[0] + 2, sizes[1] + 3), seed, torch.float64).to(kinds[0])[1:-1, 2:-1]
+    kind = kinds[1]
+    u = whole((r, *grid), seed + 1, kind)
+    u = torch.where(u == 0, 1, u) if dense else u
+    top, left = corner
+    rows, cols = (-(-size // part) - start for size, part, start in zip(sizes, grid, corner, strict=True))
+    if min(rows, cols) <= 0:
+        return
+    memory = torch.full((Panels.size((r, rows, cols), kind),), 255, dtype=torch.uint8)
+    made = Panels((r, rows, cols), kind, memory)
+    cpu.encode_panels(x, u, layout, made.data, top, left)
+    hat = cpu.encode(x, u, layout, kind)[:, top:, left:]
+    assert torch.equal(made.data, Panels.of(hat).data)
+    assert (memory.view(r, -1)[:, -tiles.LINE :] == 255).all()
 
 
 def test_what_is_taken() -> None:

@@ -35,9 +35,10 @@ __all__ = ["Curve", "Rates", "cache_dir", "in_a_row", "kept", "machine", "measur
 
 Curve = tuple[tuple[float, float], ...]  # (size, operations a second), by size
 
-SIZES = {"cpu": (128, 256, 512, 1024, 2048, 3072)}
+SIZES = {"cpu": (64, 128, 256, 512, 1024, 2048, 3072)}
 LARGEST_SLICE = 1024  # on the processor
-SMALLEST_SLICE = 256  # below, torch multiplies slices, and nothing is measured for them
+SMALLEST_SLICE = 64  # below, torch multiplies slices, and nothing is measured for them
+SMALLEST = 128  # dense product that is measured on the processor
 SIZES_ELSEWHERE = (512, 1024, 2048, 4096, 8192)
 NUMPY_FROM = 2048
 REPEATS = 5
@@ -63,10 +64,11 @@ LONG_ROW = 4096  # products of one entry, whose sum tells how many are added up 
 PROBED = 512  # side of the product that tells whether a file still holds, on the processor
 PROBING = 0.02  # seconds after which no more of them are made
 OUTDATED = 1.5  # times faster than a file says: the machine was busy when it was written
+WORTH = 1.05  # times faster that products are to be for an operand to be packed
 SPINNING = 1.05  # how many times faster numpy is to be than others: its library is among them, in torch's threads
 NAMES = {"dense": "ways", "slices": "slice_ways", "packed": "packed_ways"}  # of the curves and what was fastest
 CURVES = tuple(NAMES)
-FORMAT = 13  # of the file; what was written by another is measured anew
+FORMAT = 14  # of the file; what was written by another is measured anew
 
 
 @dataclass(frozen=True)
@@ -99,17 +101,15 @@ class Rates:
         """The fastest way to multiply slices of that size."""
         return _nearest(self.slices, self.slice_ways, size)
 
-    @property
-    def packing(self) -> str | None:
-        """How to pack a right operand that is kept: as large slices are multiplied fastest, by a twentieth at least.
-
-        Panels, which take no more memory, also where they would be made at every product.
-        """
+    def packing(self, size: float) -> str | None:
+        """How to pack a right operand that is kept: as slices of that size are multiplied fastest, by a twentieth at
+        least. Panels, which take no more memory, also where they would be made at every product."""
         if not self.packed:
             return None
-        gain = self.packed[-1][1] / self.slices[-1][1]
-        same = self.packed_ways[-1] == self.slice_ways[-1]
-        return self.packed_ways[-1] if gain > 1.05 or same else None
+        way = _nearest(self.packed, self.packed_ways, size)
+        if at(self.packed, size) > WORTH * at(self.slices, size):
+            return way
+        return "panels" if self.slice_way(size) == "panels" else None
 
 
 def _nearest(curve: Curve, names: tuple[str, ...], size: float) -> str:
@@ -247,6 +247,8 @@ def measure(device: str, dtype: str) -> Rates:
     place = torch.device(device)
     with torch.no_grad(), torch.inference_mode(False):
         call = _seconds(lambda: torch.empty(1, device=place), place)
+        if place.type == "cpu":  # what encoding takes beside its work
+            call = _seconds(partial(cpu.encode, torch.ones(4, 4).to(kind), torch.ones(1, 2, 2)), place)
         if gpu_multiply.there(place) and dtype in gpu.DTYPES:  # what a launch takes of the processor
             little, one = torch.ones(64, 64, device=place).to(kind), np.ones((1, 1, 1), np.float32)
             call = max(call, _seconds(partial(gpu.encode, little, one, "block", dtype), place))
@@ -347,19 +349,22 @@ def _comparisons(kind: torch.dtype, place: torch.device) -> list[_Comparison]:
     slow: dict[str, set[str]] = {name: set() for name in CURVES}  # ways that need not be tried at larger sizes
 
     def compare(name: str, size: int, count: int, runs: _Runs, alone: _Runs | None = None) -> None:
-        if size == sizes[0]:
+        if name not in {c.name for c in found}:
             for run in runs.values():
                 run()  # what is compiled or loaded once
         runs = {way: run for way, run in runs.items() if way not in slow[name]}
         if runs:
             found.append(_Comparison(name, size, 2.0 * count * size**3, runs, place, alone))
-            slow[name] |= found[-1].hopeless
+            if large:
+                slow[name] |= found[-1].hopeless
 
     sizes = SIZES.get(place.type, SIZES_ELSEWHERE)
     for size in sizes:
+        large = place.type != "cpu" or size >= SMALLEST  # smaller ones tell what calls cost
         a, b = (torch.randn(size, size, device=place).to(kind) for _ in range(2))
         whole = dense.matmul if place.type == "cpu" else _elsewhere
-        compare("dense", size, 1, {way: partial(whole, a, b, way) for way in _ways(kind, place, size)})
+        if large:
+            compare("dense", size, 1, {way: partial(whole, a, b, way) for way in _ways(kind, place, size)})
         if size == sizes[-1] or (place.type == "cpu" and size > LARGEST_SLICE):
             continue  # slices are smaller than the whole
         count = SLICES.get(place.type, SLICES_ELSEWHERE)

@@ -20,8 +20,6 @@ from stl_search.scheme import Scheme
 
 __all__ = ["EncodedOperand", "Operand", "encode", "read", "to_kind"]
 
-WORTH_PACKING = 128  # sides of a slice from which its products may gain by it
-
 
 @dataclass(frozen=True, eq=False)
 class Operand:
@@ -244,8 +242,9 @@ def encode(x: Operand, plan: Plan, side: str) -> EncodedOperand:
 def _packed(stored: reference.Stored, plan: Plan, side: str) -> reference.Stored | multiply.Packed:
     """The same, packed where that makes products faster: B on the processor, of some size."""
     b = stored.data
-    if side == "rhs" and stored.scale is None and b.numel() and min(b.shape[-2:]) >= WORTH_PACKING:
-        way = calibrate.rates("cpu", plan.dtype).packing if multiply.applies(plan, b) else None
+    if side == "rhs" and stored.scale is None and b.numel() and min(b.shape[-2:]) >= calibrate.SMALLEST_SLICE:
+        size = calibrate.side(max(b.shape[-2:]), *b.shape[-2:])  # with as many rows as there may be
+        way = calibrate.rates("cpu", plan.dtype).packing(size) if multiply.applies(plan, b) else None
         found = multiply.pack(b, plan, way) if way else b
         return stored if isinstance(found, torch.Tensor) else found
     return stored
