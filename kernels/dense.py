@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from stl_search.kernels import cpu, openblas, panels, reference
 
-__all__ = ["WAYS", "Packed", "batched", "matmul", "pack", "packings", "slice_ways", "ways"]
+__all__ = ["WAYS", "Packed", "batched", "matmul", "pack", "packings", "routine", "slice_ways", "ways"]
 
 Tensor = torch.Tensor
 
@@ -117,9 +117,14 @@ def matmul(a: Tensor, b: Tensor, way: str = "torch") -> Tensor:
 
     Stacks on the right, empty operands and dtypes that the routine does not know go to torch.
     """
+    return routine(a, b, way)(a, b)
+
+
+def routine(a: Tensor, b: Tensor, way: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """What ``matmul`` calls for such operands."""
     if way != "torch" and (b.ndim > 2 or a.dtype not in _TAKES[way] or not a.numel() or not b.numel()):
         way = "torch"
-    return WAYS[way](a, b)
+    return WAYS[way]
 
 
 class Packed:

@@ -28,7 +28,7 @@ def watched(*tensors: torch.Tensor) -> bool:
     # Dynamo knows neither of these functions, and what it traces is looked at by it alone.
     if not is_dynamo_compiling() and (torch._C._len_torch_dispatch_stack() > 0 or torch._C._is_tracing()):
         return True
-    return any(type(x).__torch_dispatch__ is not _PLAIN for x in tensors)
+    return bool(tensors) and any(type(x).__torch_dispatch__ is not _PLAIN for x in tensors)
 
 
 def carried(x: torch.Tensor) -> bool:

@@ -56,10 +56,9 @@ def product(A: Any, B: Any, *asked: Any) -> Any:
         way = _ways.get(key)
         if way is None or not _still_holds() or torch.is_autocast_enabled(A.device.type):
             return None
-        multiplied = _matmul if way == "torch" else partial(_matmul_by, way=way)
-        c = multiplied(A, B)
+        c = _matmul(A, B) if way == "torch" else _matmul_by(A, B, way)
         if encoder == DEFAULT and rtol is speedup is None and A is not B:
-            _expect(A, B, key, multiplied)
+            _expect(A, B, key, way)
         return c
     if type(A) is np.ndarray is type(B):
         way = _ways.get(_key(A, B, asked))
@@ -87,11 +86,12 @@ def _key(A: Any, B: Any, asked: tuple[Any, ...]) -> tuple[Any, ...]:
     return (A.shape, B.shape, A.dtype, B.dtype, *asked, *places)
 
 
-def _expect(A: torch.Tensor, B: torch.Tensor, key: Any, multiplied: Any) -> None:
+def _expect(A: torch.Tensor, B: torch.Tensor, key: Any, way: str) -> None:
     """Calls with such operands are known by a single test from now on, for a while.
 
-    The test fails for a tensor with itself, and where transforms or modes are other than now; nested tensors must not
-    come near it. It knows autocast from none, but not one dtype from another: nobody calls this under autocast.
+    The test fails for a tensor with itself, where gradients are asked for and were not, or are not and were, and under
+    other transforms than now; not in all modes. Nested tensors must not come near it. It knows autocast from none, but
+    not one dtype from another: nobody calls this under autocast.
     """
     if TensorGuards is None:
         return
@@ -100,10 +100,19 @@ def _expect(A: torch.Tensor, B: torch.Tensor, key: Any, multiplied: Any) -> None
         sizes, free = ([f(x) for x in (A, B)] for f in (lambda x: list(x.shape), lambda x: [None] * x.ndim))
         test = TensorGuards(A, B, dynamic_dims_sizes=sizes, dynamic_dims_strides=free).check
         _tests[key] = test
+    multiplied = _matmul
+    if way != "torch" and not (A.requires_grad or B.requires_grad):
+        multiplied = partial(_unless_watched, dense.routine(A, B, way))
     others = [pair for pair in seen.latest if pair[0] is not test]
     seen.latest = ((test, multiplied), *others[: HELD - 1])
     if _ways_for[0] is not seen.stamp:  # another thread has looked at the catalog meanwhile
         seen.latest = ()
+
+
+def _unless_watched(routine: Any, A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    """A @ B by a routine, without gradients, where nobody looks on."""
+    c: torch.Tensor = _matmul(A, B) if watched() else routine(A, B)
+    return c
 
 
 def _matmul_by(A: torch.Tensor, B: torch.Tensor, way: str) -> torch.Tensor:
