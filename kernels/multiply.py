@@ -7,6 +7,7 @@ of rows of A: encode, r products, decode. What lies between never leaves the las
 from __future__ import annotations
 
 import math
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,8 +16,9 @@ from stl_search.errors import UsageError
 from stl_search.kernels import cpu, dense, panels
 from stl_search.kernels.plan import Plan, dtype_name, torch_dtype, wider, with_out
 from stl_search.kernels.watched import watched
+from stl_search.scheme import Shape
 
-__all__ = ["CHUNK", "applies", "encode", "least_workspace", "made_in", "multiply"]
+__all__ = ["CHUNK", "Bilinear", "applies", "encode", "least_workspace", "made_in", "multiply"]
 
 Tensor = torch.Tensor
 Packed = dense.Packed | panels.Panels
@@ -30,7 +32,31 @@ FEWEST = 16  # rows and columns of a slice below which a limit is refused rather
 SOME = 128  # rows of a slice that make a product worth while
 
 
-def applies(plan: Plan, *operands: Tensor) -> bool:
+class Bilinear(Protocol):
+    """What operands are multiplied by: a ``Plan``, or coefficients from elsewhere; its names mean the same."""
+
+    @property
+    def shape(self) -> Shape: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def product(self) -> str: ...
+    @property
+    def out(self) -> str: ...
+    @property
+    def layout(self) -> str: ...
+    @property
+    def complex(self) -> bool: ...
+    @property
+    def compute(self) -> str: ...
+    @property
+    def derived(self) -> dict[Any, Any]: ...
+    def coefficients(self, side: str, dtype: str, device: Any) -> Tensor: ...
+
+
+def applies(plan: Bilinear, *operands: Tensor) -> bool:
     """Whether these operands are multiplied here: real, on the processor, and stored in a format that it rounds to."""
     formats = () if plan.dtype == "fp8_e4m3" else [torch_dtype(x) for x in (plan.dtype, plan.product, plan.out)]
     return (
@@ -44,7 +70,7 @@ def applies(plan: Plan, *operands: Tensor) -> bool:
 def multiply(
     a: Tensor,
     b: Operand,
-    plan: Plan,
+    plan: Bilinear,
     rows: int,
     cols: int,
     encoded: tuple[bool, bool] = (False, False),
@@ -81,7 +107,7 @@ def multiply(
 def _multiply(
     a: Tensor,
     b: Operand,
-    plan: Plan,
+    plan: Bilinear,
     rows: int,
     cols: int,
     encoded: tuple[bool, bool],
@@ -135,17 +161,17 @@ def _spread(x: Tensor, lead: int, batch: tuple[int, ...]) -> Tensor:
     return x.expand(*x.shape[:lead], *batch, *x.shape[-2:])
 
 
-def encode(x: Tensor, plan: Plan, side: str) -> Tensor:
+def encode(x: Tensor, plan: Bilinear, side: str) -> Tensor:
     """x: (..., M, K) for side "lhs", (..., K, N) for "rhs" -> (r, ..., rows, cols) in ``plan.dtype``."""
     return cpu.encode(x, _factor(plan, side, x), plan.layout, torch_dtype(plan.dtype))
 
 
-def pack(b_hat: Tensor, plan: Plan, way: str) -> Operand:
+def pack(b_hat: Tensor, plan: Bilinear, way: str) -> Operand:
     """B encoded: (r, ..., K', N') in ``plan.dtype`` -> packed that way where its products are made in that dtype."""
     return dense.pack(b_hat, way) if b_hat.dtype == made_in(plan) and way in dense.packings(b_hat) else b_hat
 
 
-def _factor(plan: Plan, side: str = "out", x: Tensor | None = None) -> cpu.Constant:
+def _factor(plan: Bilinear, side: str = "out", x: Tensor | None = None) -> cpu.Constant:
     """The coefficients in the precision in which sums over entries of x, or over products, are made."""
     key = side, plan.compute if x is None else wider(plan.compute, dtype_name(x.dtype)[0])
     found: cpu.Constant | None = plan.derived.get(key)
@@ -163,15 +189,15 @@ class _Sizes:
         self,
         a: Tensor,
         b: Operand,
-        plan: Plan,
+        plan: Bilinear,
         rows: int,
         cols: int,
         encoded: tuple[bool, bool],
         copied: bool = False,
     ) -> None:
         """``copied`` says whether A encoded is once more in memory."""
-        m, k, n = plan.scheme.shape
-        self.rank = plan.scheme.rank
+        m, k, n = plan.shape
+        self.rank = plan.rank
         self.height, self.width = -(-rows // m), -(-cols // n)
         self.inner = b.shape[-2] if encoded[1] else -(-b.shape[-2] // k)
         batches = [x.shape[int(e) : -2] for x, e in zip((a, b), encoded, strict=True)]
@@ -194,7 +220,7 @@ class _Sizes:
         return chunk // max(1, self.bytes(1, cols) - self.bytes(0, cols))
 
 
-def least_workspace(a: Tensor, b: Operand, plan: Plan, rows: int, cols: int, encoded: tuple[bool, bool]) -> int:
+def least_workspace(a: Tensor, b: Operand, plan: Bilinear, rows: int, cols: int, encoded: tuple[bool, bool]) -> int:
     """The bytes below which ``multiply`` refuses a limit."""
     sizes = _Sizes(a, b, plan, rows, cols, encoded)
     return sizes.bytes(min(FEWEST, sizes.height), min(FEWEST, sizes.width))
@@ -203,7 +229,7 @@ def least_workspace(a: Tensor, b: Operand, plan: Plan, rows: int, cols: int, enc
 def _panels(
     a: Tensor,
     b: Operand,
-    plan: Plan,
+    plan: Bilinear,
     encoded: tuple[bool, bool],
     sizes: _Sizes,
     chunk: int,
@@ -308,21 +334,21 @@ def _turned(x: Tensor) -> bool:
 
 
 def _window(
-    x: Tensor, plan: Plan, side: str, size: tuple[int, int], scratch: _Scratch, top: int = 0, left: int = 0
+    x: Tensor, plan: Bilinear, side: str, size: tuple[int, int], scratch: _Scratch, top: int = 0, left: int = 0
 ) -> Tensor:
     """The rows and columns of the slices of x: (..., rows, cols) that begin at (top, left), encoded."""
     factor, dtype = _factor(plan, side, x), torch_dtype(plan.dtype)
     if _turned(x):  # and so are its slices
-        hat = scratch(side, (plan.scheme.rank, *x.shape[:-2], *size[::-1]), dtype)
+        hat = scratch(side, (plan.rank, *x.shape[:-2], *size[::-1]), dtype)
         cpu.encode_into(x.mT, factor.mT, plan.layout, hat, left, top)
         return hat.mT
-    hat = scratch.apart(side, (plan.scheme.rank, *x.shape[:-2], *size), dtype)
+    hat = scratch.apart(side, (plan.rank, *x.shape[:-2], *size), dtype)
     cpu.encode_into(x, factor, plan.layout, hat, top, left)
     return hat
 
 
 def _right(
-    b: Operand, plan: Plan, size: tuple[int, int], scratch: _Scratch, left: int = 0, encoded: bool = False
+    b: Operand, plan: Bilinear, size: tuple[int, int], scratch: _Scratch, left: int = 0, encoded: bool = False
 ) -> Operand:
     """(r, ..., inner, cols), as the products take it, from what is encoded already or from B: (..., K, N).
 
@@ -330,7 +356,7 @@ def _right(
     """
     if not isinstance(b, Tensor):
         return b
-    work, rank, (inner, cols) = made_in(plan), plan.scheme.rank, size
+    work, rank, (inner, cols) = made_in(plan), plan.rank, size
     if scratch.way != "panels" or b.ndim - int(encoded) > 2 or not panels.supports(work):
         return scratch.convert("wide rhs", b if encoded else _window(b, plan, "rhs", size, scratch, 0, left), work)
     shape = (rank, inner, cols)
@@ -350,7 +376,7 @@ def _right(
     return found
 
 
-def _products(a: Tensor, b: Operand, plan: Plan, scratch: _Scratch) -> Tensor | list[Tensor]:
+def _products(a: Tensor, b: Operand, plan: Bilinear, scratch: _Scratch) -> Tensor | list[Tensor]:
     """a: (r, ..., M', K'), b: (r, ..., K', N') -> (r, ..., M', N') in ``plan.product``, or r times (..., M', N')."""
     work, kept = made_in(plan), torch_dtype(plan.product)
     a = scratch.convert("wide lhs", a, work)
@@ -366,16 +392,17 @@ def _products(a: Tensor, b: Operand, plan: Plan, scratch: _Scratch) -> Tensor | 
 
 
 def _nested(
-    a: Tensor, b: Tensor, plan: Plan, encoded: tuple[bool, bool], levels: int, out: Tensor, scratch: _Scratch
+    a: Tensor, b: Tensor, plan: Bilinear, encoded: tuple[bool, bool], levels: int, out: Tensor, scratch: _Scratch
 ) -> None:
     """A: (M, K) or (r, M', K'), B: (K, N) or (r, K', N') -> out: (M, N), the products by the same plan."""
-    work, (m, k, n) = torch_dtype(plan.compute), plan.scheme.shape
+    work, (m, k, n) = torch_dtype(plan.compute), plan.shape
     height, width = -(-out.shape[-2] // m), -(-out.shape[-1] // n)
     inner = b.shape[-2] if encoded[1] else -(-b.shape[-2] // k)
     a_hat = a if encoded[0] else _window(a, plan, "lhs", (height, inner), scratch)
     b_hat = b if encoded[1] else _window(b, plan, "rhs", (inner, width), scratch)
     a_hat, b_hat = scratch.convert("wide lhs", a_hat, work), scratch.convert("wide rhs", b_hat, work)
     p = scratch("products", (len(a_hat), height, width), work)
+    assert isinstance(plan, Plan)
     inside = with_out(plan, plan.compute)
     for q in range(len(p)):
         left, right = a_hat[q], b_hat[q]
@@ -386,6 +413,6 @@ def _nested(
     cpu.decode_into(kept, _factor(plan), plan.layout, out)
 
 
-def made_in(plan: Plan) -> torch.dtype:
+def made_in(plan: Bilinear) -> torch.dtype:
     """In what precision products are made: bf16 where operands and products are both stored so, else that of sums."""
     return torch.bfloat16 if plan.dtype == plan.product == "bf16" else torch_dtype(plan.compute)

@@ -15,7 +15,7 @@ import numpy as np
 
 from stl_search import score
 from stl_search.errors import UsageError, VerificationError
-from stl_search.scheme import Array, Scheme
+from stl_search.scheme import Array, Scheme, Shape
 
 if TYPE_CHECKING:
     import torch
@@ -153,6 +153,16 @@ class Plan:
         if self.complex:
             for name in (self.dtype, self.product, self.out):
                 _lookup(name, True)
+
+    @property
+    def shape(self) -> Shape:
+        """<m, k, n>."""
+        return self.scheme.shape
+
+    @property
+    def rank(self) -> int:
+        """Products of a tile."""
+        return self.scheme.rank
 
     @property
     def compute(self) -> str:

@@ -444,9 +444,9 @@ def test_compiled_kernels_do_what_plain_operations_do(
 ) -> None:
     """Values with the kernels and without; with gradients the plain form is taken, and they are the same."""
     calls: list[str] = []
-    for name in ("encode", "decode"):
-        real = getattr(functional.ops, name)
-        monkeypatch.setattr(functional.ops, name, lambda *a, name=name, real=real: calls.append(name) or real(*a))
+    for place, name in ((functional.ops, "encode"), (functional.ops, "decode"), (functional.multiply, "multiply")):
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *a, name=name, real=real, **k: calls.append(name) or real(*a, **k))
     layer = STLLinear(23, 17, encoder=ROUGH, weight=mode, dtype=dtype)
     conv = STLConv2d(3, 5, 3, encoder=ROUGH, weight=mode, dtype=dtype, padding=1)
     x, image = inputs(3, 2, 11, 23, dtype=dtype), inputs(2, 3, 6, 7, seed=1, dtype=dtype)
@@ -465,7 +465,8 @@ def test_compiled_kernels_do_what_plain_operations_do(
         plain = run()
     wanted = gradients()
     assert not calls  # all of it is small
-    monkeypatch.setattr(functional, "LARGE", 0)
+    for name in ("LARGE", "LARGE_PRODUCT", "ROWS"):
+        monkeypatch.setattr(functional, name, 0)
     for got, want in zip(gradients(), wanted, strict=True):
         assert torch.equal(got, want)
     assert not calls
@@ -474,8 +475,56 @@ def test_compiled_kernels_do_what_plain_operations_do(
             assert got.dtype == want.dtype
             rough = {"rtol": 0.05, "atol": 0.05} if got.dtype == torch.bfloat16 else close
             torch.testing.assert_close(got, want, **rough)
-        assert set(calls) == {"encode", "decode"}
+        assert set(calls) == ({"multiply"} if mode == "encoded" else {"encode", "multiply"})  # the weight, the product
         calls.clear()
         one = STLLinear(23, 17, encoder=ROUGH, per_row=True, dtype=dtype)
         one(x)
-        assert "encode" not in calls  # encoders of their own for each inner tile: plain
+        assert set(calls) == {"decode"}  # encoders of their own for each inner tile: the rest is plain
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_frozen_layer_keeps_its_weight_as_products_take_it(
+    mode: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made once, and again where the weight is another one; no part of copies and files."""
+    made: list[Any] = []
+    real = functional.pack
+    monkeypatch.setattr(functional, "pack", lambda *a: made.append(a) or real(*a))
+    layer = STLLinear(40, 300, encoder=ROUGH, weight=mode, dtype=dtype)
+    other = STLLinear(40, 300, encoder=ROUGH, weight=mode, dtype=dtype)
+    x = inputs(2, 90, 40, dtype=dtype)
+    close = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 64 * torch.finfo(dtype).eps}
+
+    def right(times: int) -> None:
+        made.clear()
+        with torch.no_grad():
+            monkeypatch.setattr(functional, "LARGE_PRODUCT", math.inf)
+            want = layer(x)
+            monkeypatch.setattr(functional, "LARGE_PRODUCT", 0)
+            for _ in range(3):
+                torch.testing.assert_close(layer(x), want, **close)
+        assert len(made) == times
+
+    right(0)
+    layer.freeze()
+    right(1)
+    right(0)
+    with torch.inference_mode():
+        layer(x)
+    assert not made
+    layer.load_state_dict(other.state_dict())
+    right(1)
+    torch.testing.assert_close(layer(x), other(x), **close)
+    layer.to(torch.float64)
+    layer.to(dtype)
+    right(1)
+    again = copy.deepcopy(layer)
+    assert again._kept is None
+    assert layer._kept is not None
+    with torch.no_grad():
+        assert torch.equal(again(x), layer(x))
+    layer.thaw()
+    assert layer._kept is None
+    right(0)
+    assert not [key for key in layer.state_dict() if "kept" in key]

@@ -25,7 +25,8 @@ __all__ = ["CANDIDATES", "Config", "Report", "Row", "Survey", "convert_", "surve
 Tensor = torch.Tensor
 _HOOKS = frozenset(key for key in vars(nn.Module()) if "_hook" in key)  # all that torch keeps of a module's hooks
 _REGISTERED = ("_parameters", "_buffers", "_modules")  # where torch keeps what is no plain attribute
-_OURS = frozenset({"encoders", "encoded", "frozen", "edges", "_thawed"})  # what an STL layer holds and a dense one not
+# What an STL layer holds and a dense one does not.
+_OURS = frozenset({"encoders", "encoded", "frozen", "edges", "_thawed", "_kept"})
 _TAKEN = _OURS.union(vars(STLLayer), vars(STLLinear), vars(STLConv2d))  # names that a dense layer's owner may not use
 _STRASSEN = "catalog:best?shape=2,2,2&rank=7&ring=ZT"
 MODERATE = 0.2  # the candidate of about this error tells how much the output feels a layer: nearly linear there

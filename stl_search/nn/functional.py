@@ -2,19 +2,24 @@
 
 x: (..., M, K) times B: (K, N), cut into contiguous m x k and k x n tiles (a ragged edge counts as padded with zeros).
 Each inner tile may have an encoder of its own: u: (r, m, k) for all, or (J, r, m, k) for the J = ceil(K/k) of them.
-Plain torch operations, which are also the oracle, but for large results without gradients: there the compiled kernels
-of ``stl_search.kernels.ops`` take over, see ``LARGE``.
+Plain torch operations, which are also the oracle, but for large results without gradients: there compiled kernels take
+over, see ``LARGE``, those of ``stl_search.kernels.multiply`` on the processor and of ``ops`` elsewhere.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 
-from stl_search.kernels import ops
+from stl_search.kernels import cpu, multiply, ops, panels
+from stl_search.kernels.plan import dtype_name, torch_dtype, wider
 from stl_search.kernels.reference import decode_naive
 from stl_search.kernels.watched import watched
+from stl_search.scheme import Shape
 
-__all__ = ["decode", "encode_lhs", "encode_rhs", "stl_product", "tiles"]
+__all__ = ["decode", "encode_lhs", "encode_rhs", "in_parts", "pack", "stl_product", "tiles"]
 
 Tensor = torch.Tensor
 
@@ -31,16 +36,20 @@ def tiles(x: Tensor, height: int, width: int) -> Tensor:
 # Entries of encodings and products from which the kernels are the faster form on the processor (docs/log.md). With
 # gradients they are not, and inside torch.compile plain operations can be fused with what stands around them.
 LARGE = 1 << 20
+# Of whole products: entries of the larger of encoding and products, and rows of a slice, from which going through them
+# part by part is the faster form.
+LARGE_PRODUCT, ROWS = 1 << 15, 32
 
 
-def _by_kernels(entries: int, x: Tensor, *factors: Tensor) -> bool:
+def _by_kernels(entries: int, x: Tensor, *factors: Tensor, least: int | None = None) -> bool:
     """Whether the operators make this many entries from x and these factors; else plain torch operations do."""
+    least = LARGE if least is None else least
     if any(f.ndim == 4 for f in factors) or not x.is_floating_point() or watched(x, *factors):
         return False
     if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *factors)):
         return False
     if x.device.type == "cpu":
-        return not torch.compiler.is_compiling() and entries >= LARGE
+        return not torch.compiler.is_compiling() and entries >= least
     return x.device.type == "cuda"
 
 
@@ -77,13 +86,85 @@ def decode(p: Tensor, w: Tensor, rows: int, cols: int) -> Tensor:
     return decode_naive(p, w, rows, cols, "tile")
 
 
-def stl_product(x: Tensor, b_hat: Tensor, u: Tensor, w: Tensor, cols: int, stored: torch.dtype | None = None) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class _Learnt:
+    """u: (r, m, k) and w: (r, m, n) as ``multiply`` takes them, with encoded operands and products in ``dtype``."""
+
+    u: Tensor
+    w: Tensor
+    dtype: str
+    out: str
+    layout: str = "tile"
+    complex: bool = False
+    derived: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Shape:
+        return (*self.u.shape[1:], self.w.shape[2])
+
+    @property
+    def rank(self) -> int:
+        return len(self.w)
+
+    @property
+    def product(self) -> str:
+        return self.dtype
+
+    @property
+    def compute(self) -> str:
+        return wider("fp32", self.dtype)
+
+    def coefficients(self, side: str, dtype: str, device: Any) -> Tensor:
+        return {"lhs": self.u, "out": self.w}[side].detach().to(device, torch_dtype(dtype))
+
+    @classmethod
+    def of(cls, x: Tensor, u: Tensor, w: Tensor, stored: torch.dtype) -> _Learnt:
+        """For the product of x, whose result is in the precision of the sums."""
+        dtype = dtype_name(stored)[0]
+        return cls(u, w, dtype, wider(wider("fp32", dtype), dtype_name(x.dtype)[0]))
+
+
+def in_parts(x: Tensor, b_hat: Tensor, u: Tensor, w: Tensor) -> bool:
+    """Whether ``stl_product`` goes through these part by part, see ``multiply``, where encodings stay in cache."""
+    if x.device.type != "cpu" or u.ndim == 4:
+        return False
+    (r, *parts), down = b_hat.shape, x.shape[:-1].numel() / u.shape[1]
+    if down < ROWS or not cpu.supports(*(y.dtype for y in (x, b_hat, u, w))):
+        return False
+    return _by_kernels(int(r * down * max(parts)), x, b_hat, u, w, least=LARGE_PRODUCT)
+
+
+def pack(x: Tensor, b_hat: Tensor, u: Tensor, w: Tensor, stored: torch.dtype) -> multiply.Operand:
+    """B_hat: (r, J, L), constant, as ``stl_product`` of many x like this one takes it fastest."""
+    form = _Learnt.of(x, u, w, stored)
+    return multiply.pack(b_hat.detach().to(stored), form, _way(form))
+
+
+def _way(form: _Learnt) -> str:
+    """How slices are multiplied: as was fastest on all processors that were measured, since a layer measures none."""
+    return "panels" if panels.supports(multiply.made_in(form)) else "torch"
+
+
+def stl_product(
+    x: Tensor,
+    b_hat: Tensor,
+    u: Tensor,
+    w: Tensor,
+    cols: int,
+    stored: torch.dtype | None = None,
+    packed: multiply.Operand | None = None,
+) -> Tensor:
     """x: (..., M, K), B_hat: (r, J, L), u, w: (r, m, n) -> (..., M, cols), about x B; differentiable in all four.
 
     Sums of encoding and decoding run in float32 at least; ``stored`` (by default x's dtype) is what both encoded
-    operands are rounded to for the r products. The result is in the precision of the sums.
+    operands are rounded to for the r products. The result is in the precision of the sums. ``packed`` may be what
+    ``pack`` made of B_hat.
     """
     stored = stored or x.dtype
+    if packed is not None or in_parts(x, b_hat, u, w):
+        form = _Learnt.of(x, u, w, stored)
+        right = b_hat.detach().to(stored) if packed is None else packed
+        return multiply.multiply(x.detach(), right, form, x.shape[-2], cols, (False, True), way=_way(form))
     wide = torch.promote_types(torch.promote_types(stored, torch.float32), x.dtype)
     a_hat = encode_lhs(x, u.to(wide), stored)
     r, *batch, down, _ = a_hat.shape

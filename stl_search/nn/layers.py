@@ -183,6 +183,7 @@ class STLLayer(nn.Module):
         self.register_parameter("bias", bias)
         self.register_buffer("frozen", None, persistent=False)
         self._thawed: tuple[str, ...] = ()
+        self._kept: tuple[Tensor, int | None, torch.dtype, Any] | None = None
         self.register_load_state_dict_post_hook(encode_again)  # type: ignore[no-untyped-call]
         if mode == "encoded":
             self.encode_()
@@ -294,8 +295,9 @@ class STLLayer(nn.Module):
     def freeze(self) -> None:
         """For inference: encode the weight once and stop all learning in this layer, until ``thaw``.
 
-        The dense weight stays, and with it the state_dict; the encoding beside it costs r/(kn) of its memory. Give the
-        dense weight up with ``encode_`` where memory counts.
+        The dense weight stays, and with it the state_dict; the encoding beside it costs r/(kn) of its memory, and again
+        as much from the first large product on the processor on, as its kernels read it. Give the dense weight up with
+        ``encode_`` where memory counts.
         """
         if self._thawed or self.frozen is not None:
             return
@@ -307,7 +309,7 @@ class STLLayer(nn.Module):
 
     def thaw(self) -> None:
         """Undo ``freeze``: what was learnable is learnable again, and the weight is encoded at each step."""
-        self.frozen = None
+        self.frozen = self._kept = None
         for name in self._thawed:
             self.get_parameter(name).requires_grad_(True)
         self._thawed = ()
@@ -317,11 +319,29 @@ class STLLayer(nn.Module):
     def _multiply(self, x: Tensor) -> Tensor:
         """x: (..., M, inner) -> (..., M, cols), bias included; under autocast encoded operands are in its dtype."""
         stored = self._stored(x)
+        b_hat, u, w = self.encoded_weight(), self.encoders.u, self.encoders.w
         with _plain(x.device):
-            y = functional.stl_product(x, self.encoded_weight(), self.encoders.u, self.encoders.w, self.cols, stored)
-            if self.bias is not None:
-                y = y + self.bias
-            return y.to(stored)
+            if not functional.in_parts(x, b_hat, u, w):
+                y = functional.stl_product(x, b_hat, u, w, self.cols, stored)
+                return (y if self.bias is None else y + self.bias).to(stored)
+            packed = self._packed(x, b_hat, stored) if self.frozen is b_hat or self._thawed else None
+            y = functional.stl_product(x, b_hat, u, w, self.cols, stored, packed)
+            return (y if self.bias is None else y.add_(self.bias)).to(stored)
+
+    def _packed(self, x: Tensor, b_hat: Tensor, stored: torch.dtype) -> Any:
+        """The encoded weight of a frozen layer as products on the processor take it, made once."""
+        version = None if b_hat.is_inference() else b_hat._version
+        if self._kept is None or self._kept[0] is not b_hat or self._kept[1:3] != (version, stored):
+            packed = functional.pack(x, b_hat, self.encoders.u, self.encoders.w, stored)
+            self._kept = (b_hat, version, stored, packed)
+        return self._kept[3]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._kept = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": None}
 
     def _stored(self, x: Tensor) -> torch.dtype:
         """The dtype of encoded operands and output: autocast's where torch would cast both x and the weight, which are

@@ -218,9 +218,9 @@ def side(rows: float, inner: float, cols: float) -> float:
     return float(min((rows * inner * cols) ** (1 / 3), 4 * min(rows, inner, cols)))
 
 
-def slice_way(plan: Plan, sizes: tuple[int, int, int], levels: int = 1) -> str:
+def slice_way(plan: multiply.Bilinear, sizes: tuple[int, int, int], levels: int = 1) -> str:
     """The fastest way of ``dense.batched`` for the slices of A: (M, K) times B: (K, N) by a plan on the processor."""
-    size = side(*(-(-length // part**levels) for length, part in zip(sizes, plan.scheme.shape, strict=True)))
+    size = side(*(-(-length // part**levels) for length, part in zip(sizes, plan.shape, strict=True)))
     made = multiply.made_in(plan)
     if size < SMALLEST_SLICE or len(dense.slice_ways(made)) == 1:
         return "torch"
