@@ -90,7 +90,7 @@ def encode_panels(x: Tensor, coefficients: Factor, layout: str, out: Tensor, top
     done = 0
     for parts in (STRIP_OF_PANELS, 1):  # strips are as matrices of a batch, which lie side by side
         strips = (whole - done) // parts
-        if strips:
+        if strips and parts * across * coefficients.itemsize <= VECTORS * BYTES:
             shape, strides = (strips, *x.shape), (parts * apart, *x.stride())
             blocks = _blocks(x.dtype, shape, strides, (m, k), layout, top, left + done * across)
             shape, strides = (r, strips, rows, parts * across), out.stride()
@@ -338,6 +338,9 @@ class Constant:
     def mT(self) -> Constant:
         """(r, cols, rows)."""
         return Constant(self._numbers.mT)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Constant, (self._numbers,)  # what is kept knows addresses, which a copy has others of
 
     def terms(self, by_output: bool) -> _Terms:
         """For encoding, or decoding."""

@@ -83,6 +83,25 @@ def test_no_place_to_keep_them_is_no_error(tmp_path: Path, monkeypatch: pytest.M
     calibrate._rates.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("model name\t: AMD EPYC\ncpu family : 25\nmodel : 17\n\nmodel : 3\n", "AMD EPYC (family 25, model 17)"),
+        ("model name : Some One", "Some One"),
+        ("", "plain"),
+    ],
+)
+def test_processors_are_told_apart_where_hosts_name_them_alike(
+    text: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate.Path, "read_text", lambda *_: text)
+    monkeypatch.setattr(calibrate.platform, "processor", lambda: "plain")
+    assert calibrate.processor() == name
+    before = calibrate.machine("cpu")
+    monkeypatch.setattr(calibrate.Path, "read_text", lambda *_: text + "\ncpu family: 4\nmodel: 2")
+    assert (calibrate.machine("cpu") == before) == ("family" in name)
+
+
 def test_curves_and_ways() -> None:
     curve = ((100.0, 10.0), (400.0, 30.0))
     assert [at(curve, size) for size in (50.0, 100.0, 200.0, 400.0, 1e6)] == [5.0, 10.0, 20.0, 30.0, 30.0]

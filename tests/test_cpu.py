@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -185,6 +186,20 @@ def test_what_is_made_of_constant_coefficients_is_made_once(monkeypatch: pytest.
         assert torch.equal(cpu.decode(hat, constant, 70, 90), cpu.decode(hat, u, 70, 90))
         assert torch.equal(cpu.encode(x.mT, constant.mT), cpu.encode(x.mT, u.mT))
     assert sorted(made) == [False] * (3 + 1) + [True] * (6 + 2)
+
+
+def test_a_copy_of_constant_coefficients_has_addresses_of_its_own() -> None:
+    """What is kept tells where numbers lie: a copy that took it over would read memory that is not there any more."""
+    u, x = gaussian((5, 3, 2), torch.float32, 0), gaussian((64, 128), torch.float32, 0)
+    plan = Plan(STRASSEN)
+    plan.derived["u"] = constant = cpu.Constant(u)
+    want = cpu.encode(x, constant)
+    again = copy.deepcopy(plan).derived["u"]
+    assert not again._terms
+    assert torch.equal(cpu.encode(x, again), want)
+    mine, other = (c.terms(True) for c in (constant, again))
+    assert mine.whole.ctypes.data in mine.words
+    assert mine.whole.ctypes.data not in other.words
 
 
 def test_several_threads_at_once_and_the_same_bits_each_time() -> None:

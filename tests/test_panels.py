@@ -93,26 +93,36 @@ def test_what_is_not_finite_stays_in_its_row_and_column(kind: torch.dtype) -> No
     st.tuples(st.integers(1, 40), st.integers(1, 9 * ACROSS)),
     st.tuples(st.integers(1, 4), st.integers(1, 4)),
     st.integers(1, 6),
-    st.sampled_from([(torch.float32,) * 2, (torch.float64,) * 2, (torch.bfloat16, torch.float32)]),
+    st.sampled_from(
+        [  # operand, sums, panels
+            (torch.float32,) * 3,
+            (torch.float64,) * 3,
+            (torch.bfloat16, torch.float32, torch.float32),
+            (torch.float64, torch.float64, torch.float32),
+        ]
+    ),
     st.sampled_from(LAYOUTS),
     st.tuples(*[st.sampled_from([0, 0, 1, 2, 5])] * 2),
     st.booleans(),
+    st.sampled_from([False, False, True]),
     st.integers(0, 2**30),
 )
 def test_encoding_into_panels_is_filling_them_with_what_is_encoded(
     sizes: tuple[int, int],
     grid: tuple[int, int],
     r: int,
-    kinds: tuple[torch.dtype, torch.dtype],
+    kinds: tuple[torch.dtype, torch.dtype, torch.dtype],
     layout: str,
     corner: tuple[int, int],
     dense: bool,
+    spread: bool,
     seed: int,
 ) -> None:
-    """Any window, layout and format; zeros beyond the last column, and nothing written between matrices."""
-    x = whole((sizes[0] + 2, sizes[1] + 3), seed, torch.float64).to(kinds[0])[1:-1, 2:-1]
-    kind = kinds[1]
-    u = whole((r, *grid), seed + 1, kind)
+    """Any window, layout, stride and format; zeros beyond the last column, and nothing written between matrices."""
+    given_in, sums, kind = kinds
+    x = whole((sizes[0] + 2, sizes[1] + 3), seed, torch.float64).to(given_in)[1:-1, 2:-1]
+    x = x.repeat_interleave(2, 1)[:, ::2] if spread else x
+    u = whole((r, *grid), seed + 1, sums)
     u = torch.where(u == 0, 1, u) if dense else u
     top, left = corner
     rows, cols = (-(-size // part) - start for size, part, start in zip(sizes, grid, corner, strict=True))

@@ -7,7 +7,6 @@ hits both; a row whose error is not the predicted one is marked, and its times m
 from __future__ import annotations
 
 import math
-import platform
 import statistics
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -46,13 +45,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     versions = {"torch": str(torch.__version__), "version": __version__, "commit": commit()}
     if device == "cuda":
         return {"machine": torch.cuda.get_device_name(), "threads": 0, **versions}
-    name = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
-    except OSError:
-        pass
-    return {"machine": name, "threads": torch.get_num_threads(), **versions}
+    return {"machine": calibrate.processor(), "threads": torch.get_num_threads(), **versions}
 
 
 def winners(entries: Sequence[store.Entry], dtype: str) -> list[store.Entry]:

@@ -129,7 +129,8 @@ def in_parts(x: Tensor, b_hat: Tensor, u: Tensor, w: Tensor) -> bool:
     if x.device.type != "cpu" or u.ndim == 4:
         return False
     (r, *parts), down = b_hat.shape, x.shape[:-1].numel() / u.shape[1]
-    if down < ROWS or not cpu.supports(*(y.dtype for y in (x, b_hat, u, w))):
+    given = (x, b_hat, u, w)
+    if down < ROWS or not cpu.supports(*(y.dtype for y in given)) or any(y.device != x.device for y in given):
         return False
     return _by_kernels(int(r * down * max(parts)), x, b_hat, u, w, least=LARGE_PRODUCT)
 

@@ -31,7 +31,19 @@ from stl_search import score, transform
 from stl_search.kernels import cpu, dense, gpu, gpu_multiply, multiply, ops
 from stl_search.kernels.plan import Plan, dtype_name, torch_dtype
 
-__all__ = ["Curve", "Rates", "cache_dir", "in_a_row", "kept", "machine", "measure", "rates", "side", "slice_way"]
+__all__ = [
+    "Curve",
+    "Rates",
+    "cache_dir",
+    "in_a_row",
+    "kept",
+    "machine",
+    "measure",
+    "processor",
+    "rates",
+    "side",
+    "slice_way",
+]
 
 Curve = tuple[tuple[float, float], ...]  # (size, operations a second), by size
 
@@ -227,6 +239,18 @@ def slice_way(plan: multiply.Bilinear, sizes: tuple[int, int, int], levels: int 
     return rates("cpu", dtype_name(made)[0]).slice_way(size)
 
 
+def processor() -> str:
+    """Its name, with family and model where the system tells them: hosts name processors of several kinds alike."""
+    told: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            key, _, value = line.partition(":")
+            told.setdefault(key.strip(), value.strip())
+    name = told.get("model name") or platform.processor() or platform.machine()
+    kind = [f"{key} {told[of]}" for key, of in (("family", "cpu family"), ("model", "model")) if of in told]
+    return f"{name} ({', '.join(kind)})" if kind else name
+
+
 def machine(device: str, threads: int | None = None) -> str:
     """A name for what measurements depend on: processor, libraries, threads (by default those that torch uses)."""
     threads = torch.get_num_threads() if threads is None else threads
@@ -234,10 +258,7 @@ def machine(device: str, threads: int | None = None) -> str:
     if device.startswith("cuda"):
         what.append(torch.cuda.get_device_name(device))
     else:
-        with contextlib.suppress(OSError):
-            lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-            what += [line for line in lines if line.startswith("model name")][:1]
-        what += [platform.processor(), str(os.cpu_count())]
+        what += [processor(), str(os.cpu_count())]
     return f"{device.replace(':', '')}-{hashlib.sha256(chr(0).join(what).encode()).hexdigest()[:12]}"
 
 
