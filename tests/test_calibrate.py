@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,43 @@ def test_rates_are_measured_once_and_kept(folder: Path, monkeypatch: pytest.Monk
         calibrate._rates.cache_clear()
         calibrate.rates("cpu", "fp32")
     assert calls == ["measured"] * 3
+
+
+@pytest.mark.parametrize("dtype", ["fp64", "bf16"])
+def test_other_precisions_are_measured(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "SIZES", {"cpu": (8, 16)})
+    monkeypatch.setattr(calibrate, "SMALLEST", 8)
+    monkeypatch.setattr(calibrate, "ENCODED", {"cpu": 64})
+    monkeypatch.setattr(calibrate, "SETTLE", 0.0)
+    found = calibrate.measure("cpu", dtype)
+    assert min(found.bandwidth, found.sums, found.call, found.dense[0][1], found.slices[0][1]) > 0
+
+
+def test_code_that_is_compiled_at_some_size_makes_no_way_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled counts for nothing: neither in the time of a call nor where ways are compared."""
+    monkeypatch.setattr(calibrate, "SIZES", {"cpu": (16, 32, 64, 128)})
+    monkeypatch.setattr(calibrate, "SMALLEST", 16)
+    monkeypatch.setattr(calibrate, "ENCODED", {"cpu": 64})
+    monkeypatch.setattr(calibrate.dense, "slice_ways", lambda kind: ["torch", "compiled"])
+    monkeypatch.setattr(calibrate.dense, "packings", lambda b: [])
+    seen: set[Any] = set()
+
+    def slow_at_first(what: Any) -> None:
+        if what not in seen:
+            seen.add(what)
+            time.sleep(0.3)
+
+    def of_slices(kind: torch.dtype, size: int, ways: list[str]) -> dict[str, Any]:
+        return {"torch": lambda: time.sleep(1e-4), "compiled": lambda: slow_at_first(size)}
+
+    encode = calibrate.cpu.encode
+    monkeypatch.setattr(calibrate.cpu, "encode", lambda *a, **k: slow_at_first("encode") or encode(*a, **k))
+    monkeypatch.setattr(calibrate, "_of_slices", of_slices)
+    monkeypatch.setattr(calibrate, "_in_runs", lambda x, y, way: None)
+    monkeypatch.setattr(calibrate, "in_a_row", lambda kind, way: 100.0)
+    found = calibrate.measure("cpu", "fp32")
+    assert found.call < 0.1
+    assert found.slice_ways == ("compiled",) * 3
 
 
 def test_what_was_measured_on_a_busy_machine_is_measured_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,6 +72,7 @@ ENCODED = {"cpu": 4096, "cuda": 16384}
 SETTLE = 0.2  # seconds after which the threads of a numeric library have stopped spinning and hinder no other
 LONGEST = 2.0  # seconds of a call that is made once, and after which nothing larger is tried
 HOPELESS = 2.5  # times the shortest time after which a way is not tried again
+COMPILED = 512  # side of a slice up to which its width may ask for code of its own
 LONG_ROW = 4096  # products of one entry, whose sum tells how many are added up in a row
 PROBED = 512  # side of the product that tells whether a file still holds, on the processor
 PROBING = 0.02  # seconds after which no more of them are made
@@ -269,7 +270,10 @@ def measure(device: str, dtype: str) -> Rates:
     with torch.no_grad(), torch.inference_mode(False):
         call = _seconds(lambda: torch.empty(1, device=place), place)
         if place.type == "cpu":  # what encoding takes beside its work
-            call = _seconds(partial(cpu.encode, torch.ones(4, 4).to(kind), torch.ones(1, 2, 2)), place)
+            wide = torch.float64 if kind == torch.float64 else torch.float32
+            encoded = partial(cpu.encode, torch.ones(4, 4).to(kind), torch.ones(1, 2, 2, dtype=wide))
+            encoded()  # compiled once
+            call = _seconds(encoded, place)
         if gpu_multiply.there(place) and dtype in gpu.DTYPES:  # what a launch takes of the processor
             little, one = torch.ones(64, 64, device=place).to(kind), np.ones((1, 1, 1), np.float32)
             call = max(call, _seconds(partial(gpu.encode, little, one, "block", dtype), place))
@@ -370,10 +374,10 @@ def _comparisons(kind: torch.dtype, place: torch.device) -> list[_Comparison]:
     slow: dict[str, set[str]] = {name: set() for name in CURVES}  # ways that need not be tried at larger sizes
 
     def compare(name: str, size: int, count: int, runs: _Runs, alone: _Runs | None = None) -> None:
-        if name not in {c.name for c in found}:
-            for run in runs.values():
-                run()  # what is compiled or loaded once
         runs = {way: run for way, run in runs.items() if way not in slow[name]}
+        if name not in {c.name for c in found} or size <= COMPILED:
+            for run in runs.values():
+                run()  # what is compiled or loaded once, for each width of rows
         if runs:
             found.append(_Comparison(name, size, 2.0 * count * size**3, runs, place, alone))
             if large:
