@@ -153,6 +153,16 @@ def conversion() -> str:
     return "\n".join(lines)
 
 
+def forward() -> str:
+    """A converted transformer's speed relative to the dense one by torch, and its embeddings' cosine to that one's."""
+    rows = _rows("minilm_speed.jsonl")
+    names = [row["method"].replace("STL <4,4,4> of ", "") for row in rows]
+    lines = [f"| all linear layers | {' | '.join(names)} |", "|---" * (1 + len(rows)) + "|"]
+    lines.append(f"| speed | {' | '.join(format(row['ratio']['p50'], '.2f') for row in rows)} |")
+    lines.append(f"| cosine, without calibration | {' | '.join(format(row['cosine'], '.3f') for row in rows)} |")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "catalog": tables,
     "speeds": speeds,
@@ -162,6 +172,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "sizes": sizes,
     "gpu": on_gpu,
     "conversion": conversion,
+    "forward": forward,
 }
 
 

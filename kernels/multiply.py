@@ -27,6 +27,11 @@ Operand = Tensor | Packed
 # Bytes of encoded rows of A and of products that are in memory together. Buffers of 32 MB and more are new memory each
 # time with glibc, which costs more than products of fewer rows do; either of the two stays below.
 CHUNK = 48 << 20
+# Bytes of B encoded that are in memory together: of more, some columns are made at a time, A encoded again for each.
+# New memory is dear, the more so the more there is of it (805 MB: .3 to 1.5 s of 3, docs/log.md), and with fewer
+# columns a chunk has more rows.
+ENCODED = 256 << 20
+ACROSS = 96  # such columns are a multiple of it, so that panels are whole
 PAD = 64  # bytes between rows of a buffer that would all begin at the same place of a cache
 FEWEST = 16  # rows and columns of a slice below which a limit is refused rather than honoured
 SOME = 128  # rows of a slice that make a product worth while
@@ -129,7 +134,7 @@ def _multiply(
     chunk = chunk if limit is None else limit
     if way == "panels":
         chunk -= chunk // 16  # what lies between rows
-    if not isinstance(b, Tensor) and (levels > 1 or limit is not None):
+    if not isinstance(b, Tensor) and levels > 1:
         b = b.unpacked()
     if levels == 1 and sizes.bytes(sizes.height, sizes.width) * sizes.most <= chunk:
         b_hat = _right(b, plan, (sizes.inner, sizes.width), scratch, 0, encoded[1])
@@ -215,6 +220,10 @@ class _Sizes:
         left, right = rows * self.inner * self.per[0], self.inner * cols * self.per[1]
         return self.rank * (left + right + rows * cols * self.of_products)
 
+    def least(self, b: Operand) -> int:
+        """The bytes of the fewest rows and columns that are made together: of a packed B all columns."""
+        return self.bytes(min(FEWEST, self.height), min(FEWEST, self.width) if isinstance(b, Tensor) else self.width)
+
     def rows_within(self, chunk: int, cols: int) -> int:
         """The most rows of encoded A and of their products with ``cols`` columns that take ``chunk`` bytes."""
         return chunk // max(1, self.bytes(1, cols) - self.bytes(0, cols))
@@ -222,8 +231,7 @@ class _Sizes:
 
 def least_workspace(a: Tensor, b: Operand, plan: Bilinear, rows: int, cols: int, encoded: tuple[bool, bool]) -> int:
     """The bytes below which ``multiply`` refuses a limit."""
-    sizes = _Sizes(a, b, plan, rows, cols, encoded)
-    return sizes.bytes(min(FEWEST, sizes.height), min(FEWEST, sizes.width))
+    return _Sizes(a, b, plan, rows, cols, encoded).least(b)
 
 
 def _panels(
@@ -241,15 +249,19 @@ def _panels(
     height, width = sizes.height, sizes.width
     panel = width
     if limit is not None:
-        least = sizes.bytes(min(FEWEST, height), min(FEWEST, width))
+        least = sizes.least(b)
         if limit < least:
             raise UsageError(
                 f"a workspace of {limit} bytes is too small for this product and scheme: give {least} at least"
             )
         # The widest panel of B beside which SOME rows of A and their products fit.
-        while panel > FEWEST and sizes.bytes(min(SOME, height), panel) > limit:
+        while isinstance(b, Tensor) and panel > FEWEST and sizes.bytes(min(SOME, height), panel) > limit:
             panel = max(FEWEST, -(-panel // 2))
         chunk = limit - sizes.bytes(0, panel)
+    elif isinstance(b, Tensor):
+        made = made_in(plan).itemsize * sizes.rank * sizes.inner * width if scratch.way == "panels" else 0
+        parts = -(-max(made, sizes.bytes(0, width)) // ENCODED)
+        panel = -(-width // parts // ACROSS) * ACROSS if parts > 1 else width
     step = max(min(FEWEST, height), min(height * len(out), sizes.rows_within(chunk, panel)))
     group = max(1, step // height)  # whole products at a time, or runs of rows of one
     for left in range(0, width, panel):
@@ -361,12 +373,13 @@ def _right(
         return scratch.convert("wide rhs", b if encoded else _window(b, plan, "rhs", size, scratch, 0, left), work)
     shape = (rank, inner, cols)
     taken = panels.Panels.size(shape, work)
-    if taken > CHUNK // 2:  # beside much of B, no room is taken for A and products
-        scratch.forget("lhs", "wide lhs", "rows lhs", "products", "kept products")
     found = panels.Panels(shape, work, scratch("panels", (taken,), torch.uint8))
     if not encoded and torch_dtype(plan.dtype) == work and not _turned(b):
         cpu.encode_panels(b, _factor(plan, "rhs", b), plan.layout, found.data, 0, left)
+        scratch.forget("rhs")
         return found
+    if taken > CHUNK // 2:  # beside much of B, no room is taken for A and products
+        scratch.forget("lhs", "wide lhs", "rows lhs", "products", "kept products")
     step = max(1, CHUNK // (6 * rank * cols * torch_dtype(plan.dtype).itemsize))  # rows, which the last cache holds
     for top in range(0, inner, step):
         rows = min(step, inner - top)

@@ -118,6 +118,29 @@ def test_a_workspace_is_honoured(
             multiply.multiply(x, y, plan, m, n, given_encoded, limit=least - 1)
 
 
+@pytest.mark.parametrize("way", ["torch", "panels"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("encoded", [False, True])
+def test_of_much_b_some_columns_are_encoded_at_a_time(
+    way: str, dtype: str, encoded: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, kind = Plan(STRASSEN, dtype), torch_dtype(dtype)
+    a, b = whole((90, 60), 0).to(kind), whole((60, 1000), 1).to(kind)
+    y = multiply.encode(b, plan, "rhs") if encoded else b
+    want = multiply.multiply(a, y, plan, 90, 1000, (False, encoded), way=way)
+    monkeypatch.setattr(multiply, "ENCODED", 1 << 16)
+    monkeypatch.setattr(multiply, "CHUNK", 1 << 15)
+    monkeypatch.setattr(multiply, "_idle", [])
+    memory = Memory()
+    monkeypatch.setattr(cpu, "empty", memory.empty)
+    c = multiply.multiply(a, y, plan, 90, 1000, (False, encoded), way=way)
+    assert torch.equal(c, want)
+    column = 30 * 7 * (4 if dtype == "fp32" else 6)  # bytes of B encoded
+    row = 7 * (30 * 6 + (multiply.ACROSS + (1 << 16) // column) * 4)
+    assert memory.peak <= c.nbytes + (1 << 16) + column * multiply.ACROSS + (1 << 15) + multiply.FEWEST * row
+    assert memory.peak < c.nbytes + 500 * column or (encoded and way == "torch" and dtype == "fp32")
+
+
 def test_memory_peak_of_amm_keeps_to_what_is_documented() -> None:
     """Large arrays are numpy's, which tracemalloc sees: C, B encoded, one chunk."""
     plan = Plan(STRASSEN)
@@ -196,8 +219,18 @@ def test_packed_operands_multiply_alike_and_come_back_unchanged(dtype: torch.dty
     assert isinstance(packed, dense.Packed if way == "onednn" else panels.Panels)
     assert torch.equal(packed.unpacked(), b_hat)
     assert b_hat.nbytes <= packed.nbytes < 2 * b_hat.nbytes
-    for levels, limit in ((1, None), (2, None), (1, 10**6)):
-        c = multiply.multiply(a, packed, plan, 37, 53, (False, True), levels, limit)
+    least = multiply.least_workspace(a, packed, plan, 37, 53, (False, True))
+    with pytest.raises(UsageError, match=f"give {least} at least"):
+        multiply.multiply(a, packed, plan, 37, 53, (False, True), 1, least - 1)
+    for levels, limit in ((1, None), (2, None), (1, 10**6), (1, least)):
+        memory = Memory()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cpu, "empty", memory.empty)
+            if limit:  # is for all that is made, and B stays as it is
+                patch.setattr(panels.Panels, "unpacked", None)
+                patch.setattr(dense.Packed, "unpacked", None)
+            c = multiply.multiply(a, packed, plan, 37, 53, (False, True), levels, limit)
+        assert limit is None or memory.peak <= limit + c.nbytes
         exact = a.double() @ b.double()
         gap = float((c.double() - exact).norm() / exact.norm())
         assert gap <= (4 * plan.predicted_error if dtype == torch.bfloat16 else 0.0)

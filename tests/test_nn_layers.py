@@ -516,6 +516,16 @@ def test_a_frozen_layer_keeps_its_weight_as_products_take_it(
     layer.load_state_dict(other.state_dict())
     right(1)
     torch.testing.assert_close(layer(x), other(x), **close)
+    if layer.encoded is not None:
+        layer.encoded.data = other.encoded.detach().clone()
+        right(1)
+    with torch.inference_mode():
+        third = STLLinear(40, 300, encoder=ROUGH, weight=mode, dtype=dtype)
+        third.freeze()
+        third(x)
+        third.load_state_dict(other.state_dict())
+        torch.testing.assert_close(third(x), other(x), **close)
+    made.clear()
     layer.to(torch.float64)
     layer.to(dtype)
     right(1)
@@ -528,3 +538,27 @@ def test_a_frozen_layer_keeps_its_weight_as_products_take_it(
     assert layer._kept is None
     right(0)
     assert not [key for key in layer.state_dict() if "kept" in key]
+
+
+def test_operands_that_do_not_go_together_are_refused_by_size_of_product_alike() -> None:
+    u, v, w = (f.detach().float() for f in Encoders.of(ROUGH).parameters())
+    x, b = inputs(600, 40, dtype=torch.float32), inputs(40, 60, dtype=torch.float32)
+    b_hat = functional.encode_rhs(b, v)
+    with torch.no_grad():
+        assert functional.in_parts(x, b_hat, u, w, 60)
+        assert not functional.in_parts(x, b_hat, u, w, 68)
+        assert functional.stl_product(x, b_hat, u, w, 68).shape == (600, 60)  # no more columns than there are
+        with pytest.raises(RuntimeError, match="size"):
+            functional.stl_product(x[:, :30].contiguous(), b_hat, u, w, 60)
+    learning = x.clone().requires_grad_()
+    packed = functional.pack(x, b_hat, u, w, torch.float32)
+    assert functional.stl_product(learning, b_hat, u, w, 60, packed=packed).requires_grad
+
+
+def test_a_layer_is_exported_for_any_batch() -> None:
+    layer, x = STLLinear(64, 64, encoder=ROUGH), inputs(64, 16, 64, dtype=torch.float32)
+    with torch.no_grad():
+        program = torch.export.export(layer, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=4096)},))
+        for batch in (2, 70):
+            given = inputs(batch, 16, 64, seed=batch, dtype=torch.float32)
+            torch.testing.assert_close(program.module()(given), layer(given), rtol=1e-4, atol=1e-4)

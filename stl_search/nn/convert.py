@@ -79,7 +79,8 @@ class Row:
     """One layer of the report: what became of it, and its figures before and after.
 
     ``flops`` are of multiplications and additions of the products, encoding and decoding, for one row of input;
-    ``parameters`` and ``bytes`` what a frozen layer needs (encoded weight, u, w, bias). ``predicted`` is the expected
+    ``parameters`` and ``bytes`` what a frozen layer needs (encoded weight, u, w, bias; the processor's kernels keep the
+    weight once more). ``predicted`` is the expected
     relative error of the output under the model's assumptions, ``measured`` that on held-out calibration rows,
     relative to the centred output; None without calibration data. ``sensitivity`` is the change of the model's output
     for each unit of measured error.

@@ -8,6 +8,7 @@ over, see ``LARGE``, those of ``stl_search.kernels.multiply`` on the processor a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,7 @@ LARGE = 1 << 20
 # Of whole products: entries of the larger of encoding and products, and rows of a slice, from which going through them
 # part by part is the faster form.
 LARGE_PRODUCT, ROWS = 1 << 15, 32
+PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))  # which are what they hold
 
 
 def _by_kernels(entries: int, x: Tensor, *factors: Tensor, least: int | None = None) -> bool:
@@ -60,7 +62,7 @@ def encode_lhs(x: Tensor, u: Tensor, dtype: torch.dtype | None = None) -> Tensor
     """
     rows, cols = x.shape[-2:]
     r, m, k = u.shape[-3:]
-    entries = r * x.shape[:-2].numel() * -(-rows // m) * -(-cols // k)
+    entries = r * math.prod(x.shape[:-2]) * -(-rows // m) * -(-cols // k)
     wide = torch.promote_types(x.dtype, u.dtype)
     if _by_kernels(entries, x, u):
         made: Tensor = ops.encode(x, u.to(wide), "tile", dtype or wide)
@@ -112,7 +114,7 @@ class _Learnt:
 
     @property
     def compute(self) -> str:
-        return wider("fp32", self.dtype)
+        return self.out
 
     def coefficients(self, side: str, dtype: str, device: Any) -> Tensor:
         return {"lhs": self.u, "out": self.w}[side].detach().to(device, torch_dtype(dtype))
@@ -124,15 +126,17 @@ class _Learnt:
         return cls(u, w, dtype, wider(wider("fp32", dtype), dtype_name(x.dtype)[0]))
 
 
-def in_parts(x: Tensor, b_hat: Tensor, u: Tensor, w: Tensor) -> bool:
+def in_parts(x: Tensor, b_hat: Tensor, u: Tensor, w: Tensor, cols: int) -> bool:
     """Whether ``stl_product`` goes through these part by part, see ``multiply``, where encodings stay in cache."""
-    if x.device.type != "cpu" or u.ndim == 4:
+    given = (x, b_hat, u, w)
+    if torch.compiler.is_compiling() or u.ndim == 4 or any(type(y) not in PLAIN or not y.is_cpu for y in given):
+        return False
+    if watched(*given) or not cpu.supports(*(y.dtype for y in given)):  # sizes may be symbols only then
         return False
     (r, *parts), down = b_hat.shape, x.shape[:-1].numel() / u.shape[1]
-    given = (x, b_hat, u, w)
-    if down < ROWS or not cpu.supports(*(y.dtype for y in given)) or any(y.device != x.device for y in given):
+    if down < ROWS or parts != [-(-x.shape[-1] // u.shape[2]), -(-cols // w.shape[2])]:
         return False
-    return _by_kernels(int(r * down * max(parts)), x, b_hat, u, w, least=LARGE_PRODUCT)
+    return _by_kernels(int(r * down * max(parts)), *given, least=LARGE_PRODUCT)
 
 
 def pack(x: Tensor, b_hat: Tensor, u: Tensor, w: Tensor, stored: torch.dtype) -> multiply.Operand:
@@ -159,10 +163,10 @@ def stl_product(
 
     Sums of encoding and decoding run in float32 at least; ``stored`` (by default x's dtype) is what both encoded
     operands are rounded to for the r products. The result is in the precision of the sums. ``packed`` may be what
-    ``pack`` made of B_hat.
+    ``pack`` made of B_hat, and is used where ``in_parts`` says so.
     """
     stored = stored or x.dtype
-    if packed is not None or in_parts(x, b_hat, u, w):
+    if in_parts(x, b_hat, u, w, cols):
         form = _Learnt.of(x, u, w, stored)
         right = b_hat.detach().to(stored) if packed is None else packed
         return multiply.multiply(x.detach(), right, form, x.shape[-2], cols, (False, True), way=_way(form))

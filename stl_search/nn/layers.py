@@ -162,6 +162,7 @@ class STLLayer(nn.Module):
     encoded: nn.Parameter | None
     bias: nn.Parameter | None
     frozen: Tensor | None
+    _kept: tuple[Tensor, Any, Any] | None = None  # a frozen weight, its state, and what products take for it
 
     def _fill(self, encoder: Any, dense: nn.Linear | nn.Conv2d, mode: str, per_row: bool) -> None:
         if mode not in ("dense", "encoded"):
@@ -183,7 +184,7 @@ class STLLayer(nn.Module):
         self.register_parameter("bias", bias)
         self.register_buffer("frozen", None, persistent=False)
         self._thawed: tuple[str, ...] = ()
-        self._kept: tuple[Tensor, int | None, torch.dtype, Any] | None = None
+        self._kept = None
         self.register_load_state_dict_post_hook(encode_again)  # type: ignore[no-untyped-call]
         if mode == "encoded":
             self.encode_()
@@ -297,7 +298,7 @@ class STLLayer(nn.Module):
 
         The dense weight stays, and with it the state_dict; the encoding beside it costs r/(kn) of its memory, and again
         as much from the first large product on the processor on, as its kernels read it. Give the dense weight up with
-        ``encode_`` where memory counts.
+        ``encode_`` where memory counts. What is changed in a frozen weight, but by loading, counts from ``thaw`` on.
         """
         if self._thawed or self.frozen is not None:
             return
@@ -321,7 +322,7 @@ class STLLayer(nn.Module):
         stored = self._stored(x)
         b_hat, u, w = self.encoded_weight(), self.encoders.u, self.encoders.w
         with _plain(x.device):
-            if not functional.in_parts(x, b_hat, u, w):
+            if not functional.in_parts(x, b_hat, u, w, self.cols):
                 y = functional.stl_product(x, b_hat, u, w, self.cols, stored)
                 return (y if self.bias is None else y + self.bias).to(stored)
             packed = self._packed(x, b_hat, stored) if self.frozen is b_hat or self._thawed else None
@@ -330,11 +331,12 @@ class STLLayer(nn.Module):
 
     def _packed(self, x: Tensor, b_hat: Tensor, stored: torch.dtype) -> Any:
         """The encoded weight of a frozen layer as products on the processor take it, made once."""
-        version = None if b_hat.is_inference() else b_hat._version
-        if self._kept is None or self._kept[0] is not b_hat or self._kept[1:3] != (version, stored):
-            packed = functional.pack(x, b_hat, self.encoders.u, self.encoders.w, stored)
-            self._kept = (b_hat, version, stored, packed)
-        return self._kept[3]
+        state = b_hat.data_ptr(), None if b_hat.is_inference() else b_hat._version, stored
+        kept = self._kept  # once: another thread may have another dtype
+        if kept is None or kept[0] is not b_hat or kept[1] != state:
+            kept = b_hat, state, functional.pack(x, b_hat, self.encoders.u, self.encoders.w, stored)
+            self._kept = kept
+        return kept[2]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         self._kept = None
@@ -415,6 +417,7 @@ def _demand_own(layer: nn.Module, aim: str, *names: str) -> None:
 
 def encode_again(layer: STLLayer, incompatible: Any) -> None:
     """After loading: what ``freeze`` kept belongs to the weight that was there before."""
+    layer._kept = None
     if layer.frozen is not None:
         layer.frozen = None
         with torch.no_grad():

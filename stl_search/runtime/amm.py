@@ -75,10 +75,11 @@ def amm(
     disappears. In float16, sums of entries near 65504 overflow to infinity.
 
     Memory on the processor, without gradients, beside operands and result: B encoded (r/(k n) of its size, and where
-    16-bit operands are multiplied in float32 once more in float32) and one chunk of encoded rows of A and of products,
-    48 MB or 16 rows of each slice, of which 48 MB at most stay for the next call; ``workspace`` is a bound in bytes on
-    all of that, honoured at the price of speed and refused where it cannot be. With gradients, on other devices, and
-    at several levels, A encoded and all products (r/(m k) and r/(m n) of A and C) are in memory at once.
+    16-bit operands are multiplied in float32 once more in float32; of more than 256 MB some columns at a time) and one
+    chunk of encoded rows of A and of products, 48 MB or 16 rows of each slice, of which 48 MB at most stay for the next
+    call; ``workspace`` is a bound in bytes on all of that, honoured at the price of speed and refused where it cannot
+    be. With gradients, on other devices, and at several levels, A encoded and all products (r/(m k) and r/(m n) of A
+    and C) are in memory at once.
 
     ``check`` estimates the error of the result (``estimate_error``) and returns the fastest dense product at hand, with
     a StlWarning that says so, where it exceeds ``rtol``; an encoder that names one scheme may then come with ``rtol``.

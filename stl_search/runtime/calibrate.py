@@ -116,7 +116,7 @@ class Rates:
 
     def packing(self, size: float) -> str | None:
         """How to pack a right operand that is kept: as slices of that size are multiplied fastest, by a twentieth at
-        least. Panels, which take no more memory, also where they would be made at every product."""
+        least. Panels, which take little more memory, also where they would be made at every product."""
         if not self.packed:
             return None
         way = _nearest(self.packed, self.packed_ways, size)
@@ -271,7 +271,8 @@ def measure(device: str, dtype: str) -> Rates:
         call = _seconds(lambda: torch.empty(1, device=place), place)
         if place.type == "cpu":  # what encoding takes beside its work
             wide = torch.float64 if kind == torch.float64 else torch.float32
-            encoded = partial(cpu.encode, torch.ones(4, 4).to(kind), torch.ones(1, 2, 2, dtype=wide))
+            x, u = torch.ones(4, 4, device=place).to(kind), torch.ones(1, 2, 2, dtype=wide, device=place)
+            encoded = partial(cpu.encode, x, u)
             encoded()  # compiled once
             call = _seconds(encoded, place)
         if gpu_multiply.there(place) and dtype in gpu.DTYPES:  # what a launch takes of the processor
