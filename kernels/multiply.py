@@ -258,7 +258,7 @@ def _panels(
         while isinstance(b, Tensor) and panel > FEWEST and sizes.bytes(min(SOME, height), panel) > limit:
             panel = max(FEWEST, -(-panel // 2))
         chunk = limit - sizes.bytes(0, panel)
-    elif isinstance(b, Tensor):
+    elif not isinstance(b, dense.Packed):
         made = made_in(plan).itemsize * sizes.rank * sizes.inner * width if scratch.way == "panels" else 0
         parts = -(-max(made, sizes.bytes(0, width)) // ENCODED)
         panel = -(-width // parts // ACROSS) * ACROSS if parts > 1 else width
@@ -266,8 +266,8 @@ def _panels(
     group = max(1, step // height)  # whole products at a time, or runs of rows of one
     for left in range(0, width, panel):
         here = min(panel, width - left)
-        b_hat = b  # once for all rows of A
-        if isinstance(b, Tensor):
+        b_hat = b if here == width or not isinstance(b, panels.Panels) else b.columns(left, here)
+        if isinstance(b, Tensor):  # once for all rows of A
             part = b[..., left : left + here] if encoded[1] else b
             b_hat = _right(part, plan, (sizes.inner, here), scratch, left, encoded[1])
         for g in range(0, len(out), group):

@@ -86,6 +86,15 @@ class Panels:
         r, inner, cols = self.shape
         return self.size((r, inner, cols), self.dtype)
 
+    def columns(self, left: int, count: int) -> Panels:
+        """``count`` columns from ``left`` on, which begins a panel; in the same memory."""
+        across = self.data.shape[-1]
+        first, last = left // across, -(-(left + count) // across)
+        part = object.__new__(Panels)
+        part.shape, part.dtype, part.device = torch.Size((*self.shape[:2], count)), self.dtype, self.device
+        part.data = self.data[:, first:last]
+        return part
+
     def fill(self, b: Tensor, top: int = 0) -> None:
         """The rows from ``top`` on become those of b: (r, rows, N), of any dtype."""
         r, rows, cols = b.shape

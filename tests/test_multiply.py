@@ -120,14 +120,16 @@ def test_a_workspace_is_honoured(
 
 @pytest.mark.parametrize("way", ["torch", "panels"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("encoded", [False, True])
+@pytest.mark.parametrize("given", ["plain", "encoded", "packed"])
 def test_of_much_b_some_columns_are_encoded_at_a_time(
-    way: str, dtype: str, encoded: bool, monkeypatch: pytest.MonkeyPatch
+    way: str, dtype: str, given: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan, kind = Plan(STRASSEN, dtype), torch_dtype(dtype)
     a, b = whole((90, 60), 0).to(kind), whole((60, 1000), 1).to(kind)
-    y = multiply.encode(b, plan, "rhs") if encoded else b
+    encoded = given != "plain"
+    y: Any = multiply.encode(b, plan, "rhs") if encoded else b
     want = multiply.multiply(a, y, plan, 90, 1000, (False, encoded), way=way)
+    y = multiply.pack(y, plan, "panels") if given == "packed" else y
     monkeypatch.setattr(multiply, "ENCODED", 1 << 16)
     monkeypatch.setattr(multiply, "CHUNK", 1 << 15)
     monkeypatch.setattr(multiply, "_idle", [])
@@ -138,7 +140,7 @@ def test_of_much_b_some_columns_are_encoded_at_a_time(
     column = 30 * 7 * (4 if dtype == "fp32" else 6)  # bytes of B encoded
     row = 7 * (30 * 6 + (multiply.ACROSS + (1 << 16) // column) * 4)
     assert memory.peak <= c.nbytes + (1 << 16) + column * multiply.ACROSS + (1 << 15) + multiply.FEWEST * row
-    assert memory.peak < c.nbytes + 500 * column or (encoded and way == "torch" and dtype == "fp32")
+    assert memory.peak < c.nbytes + 500 * column  # far from all of it
 
 
 def test_memory_peak_of_amm_keeps_to_what_is_documented() -> None:
