@@ -1,4 +1,7 @@
-"""Writes the tables of README.md: the shipped catalog, and rows measured before; ``--check`` says if they are stale."""
+"""Writes the tables of README.md, the shipped catalog and rows measured before, and docs/winners_cpu.md.
+
+``--check`` says if they are stale.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from stl_search.bench.amm import chosen
 from stl_search.catalog import store
 from stl_search.kernels import tuning
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+WINNERS = README.parent / "docs" / "winners_cpu.md"
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
@@ -91,7 +96,7 @@ def sizes(name: str = "amm_cpu.jsonl", ranks: tuple[int, ...] = ON_CPU) -> str:
     columns = sorted({size for size, rank, _ in found if rank is None})
     lines = [f"| size | {' | '.join(map(str, columns))} |", "|---" * (1 + len(columns)) + "|"]
     lines.append(f"| open exact selector | {' | '.join(_ratio(found.get((n, None, 'none'))) for n in columns)} |")
-    choices = [found[n, None, "none"]["choice"].rpartition(" ")[0] or found[n, None, "none"]["choice"] for n in columns]
+    choices = [_choice(found[n, None, "none"]) for n in columns]
     lines.append(f"| its choice | {' | '.join(choices)} |")
     for rank in ranks:
         for encoded, how in (("rhs", "B encoded"), ("none", "nothing encoded")):
@@ -163,6 +168,36 @@ def forward() -> str:
     return "\n".join(lines)
 
 
+def winners() -> str:
+    """docs/winners_cpu.md: every shipped winner at every size, in float32."""
+    rows = [row for row in _rows("amm_cpu.jsonl") if row["dtype"] == "fp32" and row["repeats"] >= FEWEST]
+    found = {(row["size"], row.get("id"), row["encoded"]): row for row in rows}  # the newest of each
+    columns = sorted({size for size, id_, _ in found if id_ is not None})
+    lines = [
+        "# Shipped schemes on a CPU",
+        "Ratios to the fastest dense float32 product of 2 cores with AVX-512, square, above 1 where the scheme is "
+        "faster: nothing encoded beforehand / B encoded beforehand. All exact schemes that ship and can be run, and at "
+        "each sixteenth of the multiplications the most accurate approximate one. Medians of three pairs of runs, two "
+        "at 8192; rows of `stl-search bench amm --repeats 5 --json`, in benchmarks/results/amm_cpu.jsonl. Written by "
+        "benchmarks/readme_tables.py.",
+        "",
+        f"| scheme | rank | ring | error | {' | '.join(map(str, columns))} |",
+        "|---" * (4 + len(columns)) + "|",
+        f"| open exact selector | | | | {' | '.join(_ratio(found.get((n, None, 'none'))) for n in columns)} |",
+        f"| its choice | | | | {' | '.join(_choice(found[n, None, 'none']) for n in columns)} |",
+    ]
+    for entry in chosen("winners", "fp32"):
+        cells = [" / ".join(_ratio(found.get((n, entry.id, how))) or "-" for how in ("none", "rhs")) for n in columns]
+        name = f"<{','.join(map(str, entry.shape))}> {entry.id[:8]}"
+        error = "" if entry.exact else f"{entry.error('fp32'):.2g}"
+        lines.append(f"| {name} | {entry.rank} | {entry.ring} | {error} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _choice(row: dict[str, Any]) -> str:
+    return str(row["choice"].rpartition(" ")[0] or row["choice"])
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "catalog": tables,
     "speeds": speeds,
@@ -188,8 +223,9 @@ def rendered(text: str) -> str:
 
 
 if __name__ == "__main__":
-    before = README.read_text(encoding="utf-8")
-    after = rendered(before)
+    texts = {README: rendered(README.read_text(encoding="utf-8")), WINNERS: winners()}
     if "--check" in sys.argv:
-        sys.exit(0 if after == before else "README.md is stale: run python benchmarks/readme_tables.py")
-    README.write_text(after, encoding="utf-8")
+        stale = [path.name for path, text in texts.items() if path.read_text(encoding="utf-8") != text]
+        sys.exit(f"stale: {', '.join(stale)}; run python benchmarks/readme_tables.py" if stale else 0)
+    for path, text in texts.items():
+        path.write_text(text, encoding="utf-8")

@@ -1,7 +1,8 @@
 """C = A B by a plan on the processor, part by part: only a few slices' rows are in memory, and in cache, at a time.
 
-B is encoded whole (r/(k n) of its size; a panel of columns at a time where the limit asks for that), then for each run
-of rows of A: encode, r products, decode. What lies between never leaves the last cache when the runs are short enough.
+B is encoded whole (r/(k n) of its size; some columns at a time where that is much, or the limit asks for it), then for
+each run of rows of A: encode, r products, decode. What lies between never leaves the last cache when the runs are short
+enough.
 """
 
 from __future__ import annotations
@@ -91,10 +92,10 @@ def multiply(
     see ``pack``. ``levels`` - 1 times more, each of the r products is made by the same plan; the last ones, unless B is
     packed, by that ``way`` of ``dense.batched`` ("panels" not under a limit). Besides the operands and C there are in
     memory, in buffers of which CHUNK bytes at most stay for the next call: B encoded, r/(k n) of its size and for
-    panels what fills the last one, and one chunk of encoded rows of A and of products, ``CHUNK`` bytes or the FEWEST
-    rows; with more levels, A encoded and all products at once. With ``limit`` all this keeps below that many bytes, at
-    the price of encoding A several times; raises UsageError where it cannot. C may be given, to be filled, and another
-    ``chunk`` of so many bytes.
+    panels what fills the last one, but no more than ENCODED bytes or ACROSS columns, and one chunk of encoded rows of A
+    and of products, ``CHUNK`` bytes or the FEWEST rows; with more levels, A encoded and all products at once. With
+    ``limit`` all this keeps below that many bytes, at the price of encoding A several times; raises UsageError where it
+    cannot. C may be given, to be filled, and another ``chunk`` of so many bytes.
     """
     if isinstance(b, panels.Panels) or way == "panels":
         way = "panels" if limit is None else "torch"
@@ -212,6 +213,7 @@ class _Sizes:
         twice = stored.itemsize + work.itemsize if stored != work else work.itemsize
         of_products = work.itemsize + (kept.itemsize if kept != work else 0)
         self.per = [0 if encoded[0] and stored == work else twice, 0 if encoded[1] and stored == work else twice]
+        copied = copied or (isinstance(b, panels.Panels) and _turned(a))
         self.per[0] += work.itemsize if copied else 0
         self.of_products = of_products
 

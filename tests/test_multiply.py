@@ -221,17 +221,21 @@ def test_packed_operands_multiply_alike_and_come_back_unchanged(dtype: torch.dty
     assert isinstance(packed, dense.Packed if way == "onednn" else panels.Panels)
     assert torch.equal(packed.unpacked(), b_hat)
     assert b_hat.nbytes <= packed.nbytes < 2 * b_hat.nbytes
-    least = multiply.least_workspace(a, packed, plan, 37, 53, (False, True))
-    with pytest.raises(UsageError, match=f"give {least} at least"):
-        multiply.multiply(a, packed, plan, 37, 53, (False, True), 1, least - 1)
-    for levels, limit in ((1, None), (2, None), (1, 10**6), (1, least)):
+    turned = a.mT.contiguous().mT
+    least = [multiply.least_workspace(x, packed, plan, 37, 53, (False, True)) for x in (a, turned)]
+    for x, enough in zip((a, turned), least, strict=True):
+        with pytest.raises(UsageError, match=f"give {enough} at least"):
+            multiply.multiply(x, packed, plan, 37, 53, (False, True), 1, enough - 1)
+    for x, levels, limit in (
+        (a, 1, None), (turned, 1, None), (a, 2, None), (a, 1, 10**6), (a, 1, least[0]), (turned, 1, least[1]),
+    ):  # fmt: skip
         memory = Memory()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cpu, "empty", memory.empty)
             if limit:  # is for all that is made, and B stays as it is
                 patch.setattr(panels.Panels, "unpacked", None)
                 patch.setattr(dense.Packed, "unpacked", None)
-            c = multiply.multiply(a, packed, plan, 37, 53, (False, True), levels, limit)
+            c = multiply.multiply(x, packed, plan, 37, 53, (False, True), levels, limit)
         assert limit is None or memory.peak <= limit + c.nbytes
         exact = a.double() @ b.double()
         gap = float((c.double() - exact).norm() / exact.norm())

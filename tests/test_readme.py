@@ -17,6 +17,8 @@ def test_the_tables_are_current() -> None:
     spec.loader.exec_module(module)
     text = module.README.read_text(encoding="utf-8")
     assert text == module.rendered(text), "README.md is stale: run python benchmarks/readme_tables.py"
+    page = module.WINNERS.read_text(encoding="utf-8")
+    assert page == module.winners(), "docs/winners_cpu.md is stale: run python benchmarks/readme_tables.py"
 
 
 def test_the_first_screen_has_the_two_commands() -> None:
