@@ -34,7 +34,7 @@ KEY = ("machine", "threads", "torch", "version", "commit", "dtype", "repeats", "
 STEPS = 16  # shares of the multiplications for which a winner is named
 SAMPLED = 16  # rows of the result whose error is measured
 ENOUGH = 0.05  # seconds that a run takes at least: shorter ones time how threads wake up after a pause
-LONG = 3.0  # seconds of a call from which on it is made once: the memory that it takes is cold then
+LONG = 10.0  # seconds of a call from which on it is made once, though the memory that it takes is cold then
 PATIENCE = 20.0  # seconds for the turns of one scheme
 
 _Run = tuple[dict[str, Any], Callable[[], torch.Tensor], float]  # a row, its product, the error to expect
