@@ -175,6 +175,7 @@ def winners() -> str:
     columns = sorted({size for size, id_, _ in found if id_ is not None})
     lines = [
         "# Shipped schemes on a CPU",
+        "",
         "Ratios to the fastest dense float32 product of 2 cores with AVX-512, square, above 1 where the scheme is "
         "faster: nothing encoded beforehand / B encoded beforehand. All exact schemes that ship and can be run, and at "
         "each sixteenth of the multiplications the most accurate approximate one. Medians of three pairs of runs, two "
