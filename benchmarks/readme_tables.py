@@ -179,7 +179,7 @@ def winners() -> str:
         "Ratios to the fastest dense float32 product of 2 cores with AVX-512, square, above 1 where the scheme is "
         "faster: nothing encoded beforehand / B encoded beforehand. All exact schemes that ship and can be run, and at "
         "each sixteenth of the multiplications the most accurate approximate one. Medians of three pairs of runs, two "
-        "at 8192; rows of `stl-search bench amm --repeats 5 --json`, in benchmarks/results/amm_cpu.jsonl. Written by "
+        "at 8192; rows of `stl-search bench amm --repeats 5`, in benchmarks/results/amm_cpu.jsonl. Written by "
         "benchmarks/readme_tables.py.",
         "",
         f"| scheme | rank | ring | error | {' | '.join(map(str, columns))} |",
