@@ -51,6 +51,7 @@ def quickly_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     else runs, minutes beside other tests."""
     monkeypatch.setattr(calibrate, "cache_dir", lambda: tmp_path / "rates")
     monkeypatch.setattr(calibrate, "SIZES", {"cpu": (16, 32)})
+    monkeypatch.setattr(calibrate, "SMALLEST", 16)
     monkeypatch.setattr(calibrate, "ENCODED", {"cpu": 64})
     monkeypatch.setattr(calibrate, "SETTLE", 0.0)
     calibrate._rates.cache_clear()
