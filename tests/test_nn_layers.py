@@ -551,8 +551,7 @@ def test_operands_that_do_not_go_together_are_refused_by_size_of_product_alike()
         with pytest.raises(RuntimeError, match="size"):
             functional.stl_product(x[:, :30].contiguous(), b_hat, u, w, 60)
     learning = x.clone().requires_grad_()
-    packed = functional.pack(x, b_hat, u, w, torch.float32)
-    assert functional.stl_product(learning, b_hat, u, w, 60, packed=packed).requires_grad
+    assert functional.stl_product(learning, b_hat, u, w, 60).requires_grad
 
 
 def test_a_layer_is_exported_for_any_batch() -> None:

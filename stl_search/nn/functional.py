@@ -20,7 +20,7 @@ from stl_search.kernels.reference import decode_naive
 from stl_search.kernels.watched import watched
 from stl_search.scheme import Shape
 
-__all__ = ["decode", "encode_lhs", "encode_rhs", "in_parts", "pack", "stl_product", "tiles"]
+__all__ = ["at_once", "by_parts", "decode", "encode_lhs", "encode_rhs", "in_parts", "pack", "stl_product", "tiles"]
 
 Tensor = torch.Tensor
 
@@ -43,16 +43,20 @@ LARGE_PRODUCT, ROWS = 1 << 15, 32
 PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))  # which are what they hold
 
 
-def _by_kernels(entries: int, x: Tensor, *factors: Tensor, least: int | None = None) -> bool:
+def _by_kernels(entries: int, x: Tensor, *factors: Tensor) -> bool:
     """Whether the operators make this many entries from x and these factors; else plain torch operations do."""
-    least = LARGE if least is None else least
     if any(f.ndim == 4 for f in factors) or not x.is_floating_point() or watched(x, *factors):
         return False
-    if torch.is_grad_enabled() and any(y.requires_grad for y in (x, *factors)):
+    if _learnt_from(x, *factors):
         return False
     if x.device.type == "cpu":
-        return not torch.compiler.is_compiling() and entries >= least
+        return not torch.compiler.is_compiling() and entries >= LARGE
     return x.device.type == "cuda"
+
+
+def _learnt_from(*tensors: Tensor) -> bool:
+    """Whether gradients are to reach any of these."""
+    return torch.is_grad_enabled() and any(y.requires_grad for y in tensors)
 
 
 def encode_lhs(x: Tensor, u: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -136,7 +140,7 @@ def in_parts(x: Tensor, b_hat: Tensor, u: Tensor, w: Tensor, cols: int) -> bool:
     (r, *parts), down = b_hat.shape, x.shape[:-1].numel() / u.shape[1]
     if down < ROWS or parts != [-(-x.shape[-1] // u.shape[2]), -(-cols // w.shape[2])]:
         return False
-    return _by_kernels(int(r * down * max(parts)), *given, least=LARGE_PRODUCT)
+    return r * down * max(parts) >= LARGE_PRODUCT and not _learnt_from(*given)
 
 
 def pack(x: Tensor, b_hat: Tensor, u: Tensor, w: Tensor, stored: torch.dtype) -> multiply.Operand:
@@ -150,26 +154,28 @@ def _way(form: _Learnt) -> str:
     return "panels" if panels.supports(multiply.made_in(form)) else "torch"
 
 
-def stl_product(
-    x: Tensor,
-    b_hat: Tensor,
-    u: Tensor,
-    w: Tensor,
-    cols: int,
-    stored: torch.dtype | None = None,
-    packed: multiply.Operand | None = None,
+def by_parts(
+    x: Tensor, b_hat: multiply.Operand, u: Tensor, w: Tensor, cols: int, stored: torch.dtype | None = None
 ) -> Tensor:
+    """What ``stl_product`` gives, where ``in_parts`` says so; ``b_hat`` may be what ``pack`` made of it."""
+    form = _Learnt.of(x, u, w, stored or x.dtype)
+    right = b_hat.detach().to(torch_dtype(form.dtype)) if isinstance(b_hat, Tensor) else b_hat
+    return multiply.multiply(x.detach(), right, form, x.shape[-2], cols, (False, True), way=_way(form))
+
+
+def stl_product(x: Tensor, b_hat: Tensor, u: Tensor, w: Tensor, cols: int, stored: torch.dtype | None = None) -> Tensor:
     """x: (..., M, K), B_hat: (r, J, L), u, w: (r, m, n) -> (..., M, cols), about x B; differentiable in all four.
 
     Sums of encoding and decoding run in float32 at least; ``stored`` (by default x's dtype) is what both encoded
-    operands are rounded to for the r products. The result is in the precision of the sums. ``packed`` may be what
-    ``pack`` made of B_hat, and is used where ``in_parts`` says so.
+    operands are rounded to for the r products. The result is in the precision of the sums.
     """
+    made = by_parts if in_parts(x, b_hat, u, w, cols) else at_once
+    return made(x, b_hat, u, w, cols, stored)
+
+
+def at_once(x: Tensor, b_hat: Tensor, u: Tensor, w: Tensor, cols: int, stored: torch.dtype | None = None) -> Tensor:
+    """``stl_product`` with all encodings and products in memory; differentiable."""
     stored = stored or x.dtype
-    if in_parts(x, b_hat, u, w, cols):
-        form = _Learnt.of(x, u, w, stored)
-        right = b_hat.detach().to(stored) if packed is None else packed
-        return multiply.multiply(x.detach(), right, form, x.shape[-2], cols, (False, True), way=_way(form))
     wide = torch.promote_types(torch.promote_types(stored, torch.float32), x.dtype)
     a_hat = encode_lhs(x, u.to(wide), stored)
     r, *batch, down, _ = a_hat.shape

@@ -323,10 +323,10 @@ class STLLayer(nn.Module):
         b_hat, u, w = self.encoded_weight(), self.encoders.u, self.encoders.w
         with _plain(x.device):
             if not functional.in_parts(x, b_hat, u, w, self.cols):
-                y = functional.stl_product(x, b_hat, u, w, self.cols, stored)
+                y = functional.at_once(x, b_hat, u, w, self.cols, stored)
                 return (y if self.bias is None else y + self.bias).to(stored)
-            packed = self._packed(x, b_hat, stored) if self.frozen is b_hat or self._thawed else None
-            y = functional.stl_product(x, b_hat, u, w, self.cols, stored, packed)
+            held = self._packed(x, b_hat, stored) if self.frozen is b_hat or self._thawed else b_hat
+            y = functional.by_parts(x, held, u, w, self.cols, stored)
             return (y if self.bias is None else y.add_(self.bias)).to(stored)
 
     def _packed(self, x: Tensor, b_hat: Tensor, stored: torch.dtype) -> Any:

@@ -268,8 +268,9 @@ def measure(device: str, dtype: str) -> Rates:
     kind = torch_dtype(dtype)
     place = torch.device(device)
     with torch.no_grad(), torch.inference_mode(False):
-        call = _seconds(lambda: torch.empty(1, device=place), place)
-        if place.type == "cpu":  # what encoding takes beside its work
+        if place.type != "cpu":
+            call = _seconds(lambda: torch.empty(1, device=place), place)
+        else:  # what encoding takes beside its work
             wide = torch.float64 if kind == torch.float64 else torch.float32
             x, u = torch.ones(4, 4, device=place).to(kind), torch.ones(1, 2, 2, dtype=wide, device=place)
             encoded = partial(cpu.encode, x, u)
