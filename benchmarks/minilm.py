@@ -6,11 +6,13 @@ text through it and returns the activations and the weight of one linear layer, 
 
 from __future__ import annotations
 
+import copy
 import os
 import pydoc_data.topics
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -126,6 +128,20 @@ def model() -> MiniLM:
     made = MiniLM()
     made.load_state_dict(state)
     return made.eval()
+
+
+def linears(m: nn.Module) -> dict[str, nn.Linear]:
+    """The layers that every method of conversion replaces."""
+    return {name: layer for name, layer in m.named_modules() if type(layer) is nn.Linear}
+
+
+def replaced(m: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    """A copy with ``make`` of each linear layer in its place."""
+    m = copy.deepcopy(m)
+    for name, layer in linears(m).items():
+        parent, _, last = name.rpartition(".")
+        setattr(m.get_submodule(parent), last, make(layer))
+    return m
 
 
 def tokenizer() -> Tokenizer:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from minilm import PACKAGE, VERSION, model, passages
+from minilm import PACKAGE, VERSION, linears, model, passages, replaced
 from torch import nn
 
 import stl_search as stl
@@ -28,11 +28,6 @@ STRASSEN = "catalog:best?shape=2,2,2&rank=7&ring=ZT"
 APPROXIMATE = "catalog:best?shape=4,4,4&rank={}"
 BUDGETS = (0.9, 0.75, 0.6, 0.5, 0.4)
 SHARES = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # of the dense cost, for low rank
-
-
-def linears(m: nn.Module) -> dict[str, nn.Linear]:
-    """The layers that every method replaces."""
-    return {name: layer for name, layer in m.named_modules() if type(layer) is nn.Linear}
 
 
 def two_of_four(weight: torch.Tensor) -> torch.Tensor:
@@ -117,15 +112,8 @@ def methods(dense: nn.Module, found: stl.nn.Survey) -> Iterator[tuple[str, float
         m.report = stl.nn.convert_(m, config, survey=found if calibrated else None)
         return m
 
-    def quantised() -> nn.Module:
-        m = copy.deepcopy(dense)
-        for name, layer in linears(m).items():
-            parent, _, last = name.rpartition(".")
-            setattr(m.get_submodule(parent), last, Int8(layer))
-        return m
-
     yield "dense", 1.0, 1.0, lambda: dense
-    yield "int8 row-wise", 0.5, 0.5, quantised
+    yield "int8 row-wise", 0.5, 0.5, lambda: replaced(dense, Int8)
     yield "2:4 magnitude", 0.5, 0.5, lambda: each(lambda _, layer: prune(layer, None))
     yield "2:4 calibrated (SparseGPT)", 0.5, 0.5, lambda: each(lambda name, layer: prune(layer, found.seen[name]))
     for budget in BUDGETS:
