@@ -133,10 +133,14 @@ def test_of_much_b_some_columns_are_encoded_at_a_time(
     monkeypatch.setattr(multiply, "ENCODED", 1 << 16)
     monkeypatch.setattr(multiply, "CHUNK", 1 << 15)
     monkeypatch.setattr(multiply, "_idle", [])
-    memory = Memory()
+    memory, parts = Memory(), []
     monkeypatch.setattr(cpu, "empty", memory.empty)
+    products = multiply._products
+    monkeypatch.setattr(multiply, "_products", lambda a, b, *rest: parts.append(b.shape[-1]) or products(a, b, *rest))
     c = multiply.multiply(a, y, plan, 90, 1000, (False, encoded), way=way)
     assert torch.equal(c, want)
+    held = encoded and dtype == "fp32" and isinstance(y, torch.Tensor) and way == "torch"  # nothing of B is made
+    assert (max(parts) == 500) == held  # columns of B that meet rows of A at a time
     column = 30 * 7 * (4 if dtype == "fp32" else 6)  # bytes of B encoded
     row = 7 * (30 * 6 + (multiply.ACROSS + (1 << 16) // column) * 4)
     assert memory.peak <= c.nbytes + (1 << 16) + column * multiply.ACROSS + (1 << 15) + multiply.FEWEST * row
